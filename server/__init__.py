@@ -1,0 +1,1 @@
+"""Sparrow: a conversation with a small language model on a small CPU."""

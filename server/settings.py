@@ -1,0 +1,102 @@
+"""One table makes the dataclass, the SPARROW_* variables, the CLI flags and the README's list of flags."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from server.errors import UsageError
+
+ENV_PREFIX = "SPARROW_"
+
+
+def _setting(default: Any, help: str, *, metavar: str | None = None, least: int | None = None) -> Any:
+    """One row of the table: the type is the field's annotation, `least` the smallest number that makes sense."""
+    return field(default=default, metadata={"help": help, "metavar": metavar, "least": least})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything that a start of the server decides. Values are validated when they come from flags or variables."""
+
+    host: str = _setting("127.0.0.1", "address to listen on", metavar="ADDRESS")
+    port: int = _setting(8000, "port to listen on", metavar="N", least=0)
+    ctx: int = _setting(4096, "tokens that one conversation may hold; memory grows with slots × ctx", metavar="N", least=64)
+    slots: int = _setting(4, "conversations that are answered at the same time", metavar="N", least=1)
+    threads: int = _setting(0, "CPU threads to compute with; 0 takes the machine's cores", metavar="N", least=0)
+    quant: str = _setting("IQ4_NL", "quantization to serve, by llama.cpp's name", metavar="NAME")
+    model: Path | None = _setting(None, "serve this GGUF file as it is, without fetching or quantizing", metavar="PATH")
+    demo: bool = _setting(False, "serve the tiny demo model of the repository: no network, seconds to start")
+    prequantized: bool = _setting(False, "fetch the official file of that quant instead of quantizing fp16 here")
+    data_dir: Path = _setting(Path("data"), "where conversations are kept", metavar="DIR")
+    browser: bool = _setting(True, "open the browser when the server is ready")
+
+    @property
+    def url(self) -> str:
+        """Where a browser on this machine finds the server."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, f"[{self.host}]" if ":" in self.host else self.host)
+        return f"http://{host}:{self.port}/"
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse prints its whole usage with every error; a person needs the one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def _convert(name: str, kind: str, text: str, least: int | None) -> Any:
+    """Text of a flag or variable -> value; `name` is how the person spelt it, for the message."""
+    if kind == "bool":
+        if text.lower() not in {"1", "0", "true", "false", "yes", "no"}:
+            raise UsageError(f"{name}={text!r}: give 1 or 0.")
+        return text.lower() in {"1", "true", "yes"}
+    if kind == "int":
+        try:
+            value = int(text)
+        except ValueError:
+            raise UsageError(f"{name}: {text!r} is no whole number.") from None
+        if least is not None and value < least:
+            raise UsageError(f"{name}: {value} is too small; the least is {least}.")
+        return value
+    return Path(text).expanduser() if kind.startswith("Path") else text
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """The CLI of the table. Flags are strings until `load` converts them, so that every message names its flag."""
+    made = _Parser(prog=prog, description=description, allow_abbrev=False)
+    for row in fields(Settings):
+        help_text = row.metadata["help"] + ("" if row.default in (None, True, False) else f" (default: {row.default})")
+        if row.type == "bool":
+            flag = _flag("no_" + row.name) if row.default else _flag(row.name)
+            text = f"do not {help_text}" if row.default else help_text
+            made.add_argument(flag, dest=row.name, action="store_const", const=str(int(not row.default)), help=text)
+        else:
+            made.add_argument(_flag(row.name), dest=row.name, metavar=row.metadata["metavar"], help=help_text)
+    return made
+
+
+def load(argv: Sequence[str], environ: Mapping[str, str] = os.environ, prog: str = "serve.py") -> Settings:
+    """Flags win over SPARROW_* variables, those over the defaults. Raises UsageError with one line for a person."""
+    given = vars(parser(prog, "Serve a chat page and an OpenAI-compatible API on this machine's CPU.").parse_args(argv))
+    values: dict[str, Any] = {}
+    for row in fields(Settings):
+        assert row.default is not MISSING
+        variable = ENV_PREFIX + row.name.upper()
+        name, text = (_flag(row.name), given[row.name]) if given[row.name] is not None else (variable, environ.get(variable))
+        if text is not None and text != "":
+            values[row.name] = _convert(name, str(row.type), text, row.metadata["least"])
+    settings = Settings(**values)
+    if settings.port > 65535:
+        raise UsageError(f"--port: {settings.port} is no port; give 1 to 65535.")
+    if settings.demo and settings.model:
+        raise UsageError("--demo and --model exclude each other: choose one.")
+    return settings
