@@ -38,6 +38,8 @@ class SamplingParams:
     seed: int | None = None
     """None: another answer each time."""
     stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    """Never choose a token that ends the answer: for measurements of a fixed length."""
 
     def __post_init__(self) -> None:
         _check(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", self.max_tokens, "1 or more")
@@ -81,3 +83,16 @@ def plan(params: SamplingParams, seed: int) -> tuple[Stage, ...]:
         stages.append(("min_p", (params.min_p, 1)))
     stages.append(("temp", (params.temperature,)))
     return (*stages, ("dist", ((seed if params.seed is None else params.seed) & 0xFFFFFFFF,)))
+
+
+def n_candidates(params: SamplingParams) -> int | None:
+    """How many of the largest logits are enough for the chain to choose as it would from all; None: it needs all.
+
+    Penalties that only lower logits can push at most PENALTY_LAST_N tokens out of the top k, so so many more are
+    kept. A penalty that raises logits, or no top_k, can reach any token.
+    """
+    raises = params.repeat_penalty < 1.0 or params.presence_penalty < 0.0 or params.frequency_penalty < 0.0
+    k = 1 if params.temperature == 0.0 else params.top_k
+    if raises or k == 0:
+        return None
+    return k + (PENALTY_LAST_N if params.has_penalties else 0)

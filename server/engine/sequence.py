@@ -8,6 +8,8 @@ There is no phase flag: more than one pending token is a prefill, exactly one is
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -16,8 +18,59 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
+_arrivals = itertools.count()
 
-@dataclass(frozen=True, slots=True)
+
+class Sequence:
+    """A prompt and what was sampled after it. `slot` is the llama.cpp sequence id it runs in, None while it waits."""
+
+    def __init__(self, prompt: Iterable[int], n_max: int) -> None:
+        """prompt: at least one token id. n_max: most tokens that the sequence may come to hold, prompt included."""
+        self.tokens = list(prompt)
+        self.n_prompt = len(self.tokens)
+        self.n_max = n_max
+        self.n_past = 0
+        self.slot: int | None = None
+        self.n_reused: int | None = None
+        """Prompt tokens that the slot held already when the sequence was first admitted."""
+        self.n_overtaken = 0
+        self.arrival = next(_arrivals)
+        assert 0 < self.n_prompt < n_max, f"{self.n_prompt} prompt tokens, room for {n_max}"
+
+    @property
+    def n_pending(self) -> int:
+        return len(self.tokens) - self.n_past
+
+    @property
+    def is_decoding(self) -> bool:
+        """One token is left to evaluate, and it is a sampled one: its row is what a reader waits for."""
+        return self.n_pending == 1 and len(self.tokens) > self.n_prompt
+
+    @property
+    def n_completion(self) -> int:
+        return len(self.tokens) - self.n_prompt
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.tokens) >= self.n_max
+
+    def advance(self, n: int) -> None:
+        """n pending tokens are in the KV cache now."""
+        assert 0 < n <= self.n_pending
+        self.n_past += n
+
+    def append(self, token: int) -> None:
+        """A token was sampled from the logits of the last one."""
+        assert self.n_pending == 0 and not self.is_full
+        self.tokens.append(token)
+
+    def place(self, slot: int | None, n_past: int) -> None:
+        """The sequence runs in `slot`, which holds its first n_past tokens; or (None, 0): it waits again."""
+        assert 0 <= n_past < len(self.tokens) and (slot is not None or n_past == 0)
+        self.slot, self.n_past = slot, n_past
+
+
+@dataclass(frozen=True)
 class Usage:
     """What a request cost. n_* are tokens; times are seconds."""
 
@@ -30,14 +83,14 @@ class Usage:
     decode_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TextDelta:
     """Text that may be shown: it ends on a whole character, and no part of it can still become a stop string."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Finished:
     """The one terminal event of every accepted request. `error` is set exactly when reason is "error"."""
 

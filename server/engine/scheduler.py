@@ -1,0 +1,154 @@
+"""Who computes what in the next step. Pure: it sees tokens and slots, never llama.cpp, a thread or a clock.
+
+A step is one batch: each running sequence that decodes gets its row first; prompts share what is left, oldest first,
+in chunks. So nobody's stream waits for somebody else's prompt longer than one chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from server.engine.prefix import Memory, SlotTable
+from server.engine.sequence import Sequence
+
+MAX_OVERTAKEN = 4
+"""How often a waiting sequence may be passed by a later one whose prefix is at hand."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """n_tokens pending tokens of one sequence, evaluated in consecutive rows of a batch."""
+
+    sequence: Sequence
+    n_tokens: int
+
+    @property
+    def wants_logits(self) -> bool:
+        """The span reaches the last known token: its last row's logits give the next one."""
+        return self.n_tokens == self.sequence.n_pending
+
+
+@dataclass
+class Batch:
+    """What one llama_decode computes: spans in row order."""
+
+    spans: list[Span] = field(default_factory=list)
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(span.n_tokens for span in self.spans)
+
+    def sampled_rows(self) -> list[tuple[int, Sequence]]:
+        """(row, sequence) of each row that has logits."""
+        rows, at = [], 0
+        for span in self.spans:
+            at += span.n_tokens
+            if span.wants_logits:
+                rows.append((at - 1, span.sequence))
+        return rows
+
+
+class Scheduler:
+    """Holds every accepted sequence until it is finished, aborted or failed. The engine's thread owns it."""
+
+    def __init__(self, n_slots: int, n_ctx: int, memory: Memory) -> None:
+        self.slots = SlotTable(n_slots, n_ctx, memory)
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    @property
+    def has_decoding(self) -> bool:
+        """Somebody reads along: a step should be short."""
+        return any(sequence.is_decoding for sequence in self.running)
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
+
+    def schedule(self, n_prefill: int) -> Batch:
+        """The next step: all decode rows, then at most n_prefill prompt tokens. Empty only when there is no work."""
+        while self.waiting and self.slots.n_free:
+            self._admit(self._next_waiting())
+        decoding = [sequence for sequence in self.running if sequence.is_decoding]
+        batch = Batch([Span(sequence, 1) for sequence in decoding])
+        for sequence in self.running:
+            n = min(n_prefill, sequence.n_pending)
+            if n and not sequence.is_decoding:
+                batch.spans.append(Span(sequence, n))
+                n_prefill -= n
+        return batch
+
+    def _next_waiting(self) -> Sequence:
+        """The one whose prefix is at hand, so that it is not evicted by others; but nobody is passed for ever."""
+        chosen = self.waiting[0]
+        if chosen.n_overtaken < MAX_OVERTAKEN and len(self.waiting) > 1:
+            chosen = max(self.waiting, key=lambda sequence: (self.slots.n_common(sequence.tokens), -sequence.arrival))
+        for sequence in self.waiting[: self.waiting.index(chosen)]:
+            sequence.n_overtaken += 1
+        return chosen
+
+    def _admit(self, sequence: Sequence) -> None:
+        self.waiting.remove(sequence)
+        claim = self.slots.claim(sequence.tokens)
+        sequence.place(claim.slot, claim.n_past)
+        if sequence.n_reused is None:  # after a preemption it would count its own tokens
+            sequence.n_reused = claim.n_past
+        self.running.append(sequence)
+        self.running.sort(key=lambda running: running.arrival)
+
+    def commit(self, batch: Batch, sampled: Mapping[int, int]) -> None:
+        """The batch was computed. sampled: row -> token, for each of batch.sampled_rows()."""
+        rows = {id(sequence): sampled[row] for row, sequence in batch.sampled_rows()}
+        for span in batch.spans:
+            sequence = span.sequence
+            assert sequence.slot is not None
+            self.slots.extend(sequence.slot, sequence.tokens[sequence.n_past : sequence.n_past + span.n_tokens])
+            sequence.advance(span.n_tokens)
+            if id(sequence) in rows:
+                sequence.append(rows[id(sequence)])
+
+    def remove(self, sequence: Sequence) -> None:
+        """Finished or aborted: the slot becomes idle and keeps its tokens. A sequence that is not here is ignored."""
+        if sequence in self.waiting:
+            self.waiting.remove(sequence)
+        elif sequence in self.running:
+            self.slots.release(self._leave(sequence))
+
+    def fail(self, sequence: Sequence) -> None:
+        """llama.cpp could not compute it: what its slot holds is unknown, so it is cleared."""
+        self.slots.fail(self._leave(sequence))
+
+    def make_room(self) -> bool:
+        """The KV cache had no room: evict an idle prefix, else preempt the youngest. False: only one runs, and it is too long."""
+        if self.slots.evict():
+            return True
+        if len(self.running) < 2:
+            return False
+        self.preempt(self.running[-1])
+        return True
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Give the slot back and wait again, first in line; the tokens known so far become its prompt to read."""
+        self.slots.release(self._leave(sequence))
+        sequence.place(None, 0)
+        self.waiting.insert(0, sequence)
+
+    def _leave(self, sequence: Sequence) -> int:
+        """Stop running; the slot that was used is for the caller to give back."""
+        self.running.remove(sequence)
+        assert sequence.slot is not None
+        return sequence.slot
+
+    def check_integrity(self) -> None:
+        """Assert that sequences, slots and llama.cpp agree. Run when idle, and after every step in tests."""
+        self.slots.check_integrity()
+        busy = [sequence.slot for sequence in self.running if sequence.slot is not None]
+        assert len(busy) == len(set(busy)) == len(self.running), "two sequences share a slot"
+        assert all(sequence.slot is None and sequence.n_past == 0 for sequence in self.waiting)
+        for sequence in self.running:
+            assert sequence.slot is not None and self.slots.is_busy(sequence.slot)
+            assert self.slots.held(sequence.slot) == sequence.tokens[: sequence.n_past]

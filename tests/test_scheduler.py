@@ -1,0 +1,187 @@
+"""Bookkeeping of sequences and slots: random lives, with everything compared after each step."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from server.engine.prefix import SlotTable
+from server.engine.scheduler import MAX_OVERTAKEN, Scheduler
+from server.engine.sequence import Sequence
+from tests.fakes import FakeMemory
+
+N_CTX = 64
+
+
+def make(n_slots: int = 2, n_shared: int = 10**9, can_truncate: bool = True) -> tuple[Scheduler, FakeMemory]:
+    memory = FakeMemory(n_slots, n_shared, can_truncate)
+    return Scheduler(n_slots, N_CTX, memory), memory
+
+
+def step(scheduler: Scheduler, memory: FakeMemory, n_prefill: int = 8, token: int = 7) -> int:
+    """One step that samples `token`; returns how many tokens were computed."""
+    batch = scheduler.schedule(n_prefill)
+    if not memory.decode(batch):
+        assert scheduler.make_room()
+        return 0
+    scheduler.commit(batch, {row: token for row, _ in batch.sampled_rows()})
+    scheduler.check_integrity()
+    return batch.n_tokens
+
+
+def finish(scheduler: Scheduler, memory: FakeMemory, sequence: Sequence) -> None:
+    while not sequence.n_completion:
+        step(scheduler, memory)
+    scheduler.remove(sequence)
+
+
+def test_a_decode_row_comes_before_a_long_prompt_and_the_prompt_is_cut_into_chunks() -> None:
+    scheduler, memory = make()
+    reader = Sequence([1, 2, 3], N_CTX)
+    scheduler.add(reader)
+    step(scheduler, memory)
+    prompt = Sequence(range(10, 40), N_CTX)
+    scheduler.add(prompt)
+    for n in range(1, 4):
+        batch = scheduler.schedule(8)
+        assert [(span.sequence, span.n_tokens) for span in batch.spans] == [(reader, 1), (prompt, 8)]
+        assert memory.decode(batch)
+        scheduler.commit(batch, {row: 5 for row, _ in batch.sampled_rows()})
+        assert (reader.n_completion, prompt.n_past) == (n + 1, 8 * n)
+
+
+def test_the_next_turn_reads_only_what_is_new() -> None:
+    scheduler, memory = make()
+    first = Sequence([1, 2, 3, 4], N_CTX)
+    scheduler.add(first)
+    finish(scheduler, memory, first)
+    second = Sequence([1, 2, 3, 4, 7, 8, 9], N_CTX)
+    scheduler.add(second)
+    assert step(scheduler, memory) == 3 and second.n_reused == 4
+
+
+def test_a_prompt_that_is_held_whole_still_evaluates_its_last_token() -> None:
+    scheduler, memory = make()
+    first = Sequence([1, 2, 3, 4], N_CTX)
+    scheduler.add(first)
+    finish(scheduler, memory, first)
+    again = Sequence([1, 2, 3, 4], N_CTX)
+    scheduler.add(again)
+    assert step(scheduler, memory) == 1 and again.n_completion == 1
+
+
+def test_a_prompt_that_diverges_inside_a_chunk_keeps_what_is_common() -> None:
+    scheduler, memory = make(1)
+    first = Sequence(range(100, 120), N_CTX)
+    scheduler.add(first)
+    finish(scheduler, memory, first)
+    other = Sequence([*range(100, 111), 5, 6], N_CTX)
+    scheduler.add(other)
+    assert step(scheduler, memory) == 2 and other.n_reused == 11
+
+
+def test_an_architecture_that_cannot_forget_a_part_reads_all_again() -> None:
+    scheduler, memory = make(1, can_truncate=False)
+    first = Sequence([1, 2, 3, 4, 5, 6], N_CTX)
+    scheduler.add(first)
+    finish(scheduler, memory, first)
+    other = Sequence([1, 2, 3, 4, 9], N_CTX)
+    scheduler.add(other)
+    assert step(scheduler, memory) == 5 and other.n_reused == 0
+
+
+def test_conversations_that_share_only_a_system_prompt_do_not_throw_each_other_out() -> None:
+    table = SlotTable(3, N_CTX, FakeMemory(3))
+    memory = table._memory
+    assert isinstance(memory, FakeMemory)
+    for tail in (50, 60):
+        tokens = [1, 2, 3, *range(tail, tail + 9)]
+        slot, n_past = table.claim(tokens)
+        memory.tokens[slot] = tokens[:]
+        table.extend(slot, tokens[n_past:])
+        table.release(slot)
+    assert table.claim([1, 2, 3, 70, 71]).n_past == 0, "the empty slot, not a conversation's"
+    assert sorted(map(len, memory.tokens)) == [0, 12, 12]
+
+
+def test_the_waiting_one_whose_prefix_is_at_hand_goes_first_but_not_for_ever() -> None:
+    scheduler, memory = make(1)
+    chat = Sequence([1, 2, 3, 4], N_CTX)
+    scheduler.add(chat)
+    finish(scheduler, memory, chat)
+    stranger = Sequence([9, 9, 9], N_CTX)
+    scheduler.add(stranger)
+    for _ in range(MAX_OVERTAKEN):
+        turn = Sequence([1, 2, 3, 4, 5], N_CTX)
+        scheduler.add(turn)
+        finish(scheduler, memory, turn)
+        assert stranger.slot is None
+    scheduler.add(Sequence([1, 2, 3, 4, 5], N_CTX))
+    step(scheduler, memory)
+    assert stranger.slot is not None
+
+
+def test_without_room_idle_prefixes_go_first_then_the_youngest_waits() -> None:
+    scheduler, memory = make(3, n_shared=30)
+    idle = Sequence(range(8), N_CTX)
+    scheduler.add(idle)
+    finish(scheduler, memory, idle)
+    old, young = Sequence(range(100, 112), N_CTX), Sequence(range(200, 212), N_CTX)
+    scheduler.add(old)
+    scheduler.add(young)
+    while not (old.n_completion and young.n_completion):
+        step(scheduler, memory)
+    assert len(memory.tokens[0]) in (0, 12, 13), "the idle prefix was evicted"
+    while young.slot is not None:
+        step(scheduler, memory)
+    assert scheduler.waiting == [young] and old.slot is not None
+    n_known = len(young.tokens)
+    scheduler.remove(old)
+    step(scheduler, memory, n_prefill=N_CTX)
+    assert len(young.tokens) == n_known + 1, "it goes on where it was"
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_two_thousand_random_steps_keep_the_books(seed: int) -> None:
+    """add, abort, commit, preempt, fail in any order: after each, slots, sequences and memory agree."""
+    rng = random.Random(seed)
+    scheduler, memory = make(rng.randint(1, 4), rng.choice([10**9, 70, 120]), rng.random() < 0.8)
+    bases = [[rng.randrange(5) for _ in range(30)] for _ in range(3)]
+    live: list[Sequence] = []
+    for _ in range(2000):
+        action = rng.random()
+        if action < 0.2 and len(live) < 8:
+            prompt = rng.choice(bases)[: rng.randint(1, 30)] + [rng.randrange(5) for _ in range(rng.randint(0, 3))]
+            live.append(Sequence(prompt, rng.randint(len(prompt) + 1, N_CTX)))
+            scheduler.add(live[-1])
+        elif action < 0.25 and live:
+            scheduler.remove(live.pop(rng.randrange(len(live))))
+        elif action < 0.28 and scheduler.running:
+            scheduler.preempt(rng.choice(scheduler.running))
+        elif scheduler.has_work:
+            random_step(scheduler, memory, rng, live)
+        scheduler.check_integrity()
+    while scheduler.has_work:
+        random_step(scheduler, memory, rng, live)
+    assert not live
+
+
+def random_step(scheduler: Scheduler, memory: FakeMemory, rng: random.Random, live: list[Sequence]) -> None:
+    batch = scheduler.schedule(rng.randint(1, 12))
+    assert batch.n_tokens
+    if rng.random() < 0.02:
+        memory.break_some(batch, rng)
+        for span in batch.spans:
+            scheduler.fail(span.sequence)
+            live.remove(span.sequence)
+    elif not memory.decode(batch):
+        if not scheduler.make_room():
+            scheduler.fail(batch.spans[0].sequence)
+            live.remove(batch.spans[0].sequence)
+    else:
+        scheduler.commit(batch, {row: rng.randrange(5) for row, _ in batch.sampled_rows()})
+        for sequence in [sequence for sequence in scheduler.running if sequence.is_full]:
+            scheduler.remove(sequence)
+            live.remove(sequence)
+    scheduler.check_integrity()
