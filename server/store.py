@@ -1,0 +1,167 @@
+"""Conversations in SQLite: one writer thread with a queue, readers beside it, nothing of it on the event loop.
+
+Messages are a tree (`parent_id`): a retry is a new branch beside the old answer, and nothing is overwritten. A row is
+"streaming" while its answer is being written; what a crash leaves so is "interrupted" from the next start on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from server import records
+from server.errors import SparrowError, UsageError
+from server.migrations import migrate
+from server.records import Conversation, Ending, Exchange, Message
+
+T = TypeVar("T")
+
+N_READERS = 2
+
+BUSY_S = 10.0
+"""Seconds to wait for another process that holds the file (a backup, an sqlite3 shell)."""
+
+
+class StoreFailed(SparrowError):
+    """The database could not be read or written while the server runs; the message names the file."""
+
+    status = 507
+    code = "store_failed"
+
+
+class Store:
+    """Each method runs whole on a thread of the store, as one transaction. Raises StoreFailed when the disk does."""
+
+    def __init__(self, path: Path) -> None:
+        """Use `Store.open`."""
+        self._path = path
+        self._writer = ThreadPoolExecutor(1, "store-writer")
+        self._readers = ThreadPoolExecutor(N_READERS, "store-reader")
+        self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+
+    @classmethod
+    async def open(cls, path: Path) -> Store:
+        """Make or open the database and bring its schema up to date.
+
+        Raises UsageError when the folder can't be written, the file is no database, or a newer Sparrow wrote it.
+        """
+        store = cls(path)
+        try:
+            await asyncio.get_running_loop().run_in_executor(store._writer, store._prepare)
+        except BaseException:
+            await store.close()
+            raise
+        return store
+
+    async def close(self) -> None:
+        """Finish the writes that wait, then close the file. May be called twice."""
+        for pool in (self._writer, self._readers):
+            await asyncio.to_thread(pool.shutdown)
+        while self._connections:
+            self._connections.pop().close()
+
+    async def recent(self, owner: str) -> tuple[Conversation, ...]:
+        """The owner's conversations, the one that changed last first."""
+        return await self._read(lambda db: records.recent(db, owner))
+
+    async def conversation(self, owner: str, id: str) -> Conversation:
+        """Raises NotFound also when it belongs to somebody else: nobody learns that it exists."""
+        return await self._read(lambda db: records.conversation(db, owner, id))
+
+    async def thread(self, conversation_id: str) -> tuple[Message, ...]:
+        """The branch that ends in the newest message, first message first."""
+        return await self._read(lambda db: records.branch(db, records.newest(db, conversation_id)))
+
+    async def branch(self, message_id: int) -> tuple[Message, ...]:
+        """From the first message of its conversation down to this one."""
+        return await self._read(lambda db: records.branch(db, message_id))
+
+    async def message(self, owner: str, id: int) -> Message:
+        """Raises NotFound, as `conversation` does."""
+        return await self._read(lambda db: records.message(db, owner, id))
+
+    async def exchange(self, owner: str, key: str) -> Exchange | None:
+        """What was begun with this key, if anything was."""
+        return await self._read(lambda db: records.exchange(db, owner, key))
+
+    async def begin(self, owner: str, conversation_id: str | None, text: str, key: str) -> Exchange:
+        """Add a question below the newest message, and its empty answer; None makes a conversation for them.
+
+        `key` is the sender's own name for this question: sent again (a double click, a lost reply), it adds nothing.
+        """
+        return await self._write(lambda db: records.begin(db, owner, conversation_id, text, key))
+
+    async def begin_again(self, question: Message) -> Message:
+        """Another empty answer to the question, beside those that it has."""
+        return await self._write(lambda db: records.add_answer(db, question))
+
+    async def save(self, answer_id: int, content: str) -> None:
+        """Keep the text of an answer as far as it goes."""
+        await self._write(lambda db: db.execute("UPDATE messages SET content = ? WHERE id = ?", (content, answer_id)))
+
+    async def finish(self, answer_id: int, end: Ending) -> None:
+        """Write the whole answer and how it ended."""
+        await self._write(lambda db: records.finish(db, answer_id, end))
+
+    async def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        # Also a read is a transaction: its statements see one state of the database.
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._run, "BEGIN", query)
+
+    async def _write(self, change: Callable[[sqlite3.Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._writer, self._run, "BEGIN IMMEDIATE", change)
+
+    def _run(self, begin: str, work: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            return _transaction(self._connection(), begin, work)
+        except sqlite3.DatabaseError as error:
+            raise StoreFailed(f"{self._path} can't be read or written ({error}): is the disk full?") from error
+
+    def _connection(self) -> sqlite3.Connection:
+        """This thread's own connection."""
+        db: sqlite3.Connection | None = getattr(self._local, "db", None)
+        if db is None:
+            # isolation_level=None: transactions are ours alone. Only `close` uses it from another thread.
+            db = sqlite3.connect(self._path, timeout=BUSY_S, isolation_level=None, check_same_thread=False)
+            self._connections.append(db)
+            # NORMAL: a power cut may take the last moments, never the database; an SD card syncs in 10-100 ms.
+            db.execute("PRAGMA synchronous = NORMAL")
+            db.execute("PRAGMA foreign_keys = ON")
+            self._local.db = db
+        return db
+
+    def _prepare(self) -> None:
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # What people write here is nobody else's. SQLite gives its -wal and -shm files the mode of this one.
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+            db = self._connection()
+            db.execute("PRAGMA journal_mode = WAL")
+            _transaction(db, "BEGIN IMMEDIATE", migrate)
+            db.execute("UPDATE messages SET status = 'interrupted' WHERE status = 'streaming'")
+        except OSError as error:
+            raise UsageError(
+                f"{self._path} can't be written ({error.strerror}): choose another folder with --data-dir."
+            ) from error
+        except sqlite3.DatabaseError as error:
+            raise UsageError(
+                f"{self._path} can't be used ({error}): move it away, or choose another folder with --data-dir."
+            ) from error
+
+
+def _transaction(db: sqlite3.Connection, begin: str, work: Callable[[sqlite3.Connection], T]) -> T:
+    db.execute(begin)
+    try:
+        result = work(db)
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:  # a full disk has rolled it back already
+            db.execute("ROLLBACK")
+        raise
+    return result

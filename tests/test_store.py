@@ -1,0 +1,230 @@
+"""The store on real files: what is written comes back, what can't be opened says why, owners stay apart."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import stat
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from server import migrations
+from server.engine.sequence import Usage
+from server.errors import NotFound, UsageError
+from server.records import MAX_TITLE, Ending, Failure, title_of
+from server.store import Store, StoreFailed
+
+T = TypeVar("T")
+USAGE = Usage(n_prompt=12, n_completion=5, n_reused=3, queue_s=0.25, prompt_s=0.5, decode_s=1.5)
+
+
+def run(path: Path, scenario: Callable[[Store], Awaitable[T]]) -> T:
+    """Open the store, run the scenario, close it: one life of the server."""
+
+    async def life() -> T:
+        store = await Store.open(path)
+        try:
+            return await scenario(store)
+        finally:
+            await store.close()
+
+    return asyncio.run(life())
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "data" / "sparrow.db"
+
+
+async def turn(store: Store, conversation: str | None, text: str, answer: str, key: str = "") -> tuple[str, int]:
+    """One finished question and answer; returns the ids of the conversation and the answer."""
+    exchange = await store.begin("ana", conversation, text, key or text)
+    await store.finish(exchange.answer.id, Ending(answer, "done", "stop", None, USAGE))
+    return exchange.conversation.id, exchange.answer.id
+
+
+def test_a_conversation_comes_back_after_a_restart(path: Path) -> None:
+    async def write(store: Store) -> str:
+        conversation, _ = await turn(store, None, "My name is Ana.", "Hello, Ana.")
+        await turn(store, conversation, "我叫什么名字？", "你叫 Ana。 🐦")
+        return conversation
+
+    conversation = run(path, write)
+
+    async def read(store: Store) -> None:
+        assert (await store.conversation("ana", conversation)).title == "My name is Ana."
+        messages = await store.thread(conversation)
+        assert [(message.role, message.content) for message in messages] == [
+            ("user", "My name is Ana."),
+            ("assistant", "Hello, Ana."),
+            ("user", "我叫什么名字？"),
+            ("assistant", "你叫 Ana。 🐦"),
+        ]
+        assert [message.parent_id for message in messages] == [None, *[message.id for message in messages[:-1]]]
+        assert messages[1].usage == USAGE and messages[1].finish_reason == "stop"
+        assert messages[0].usage is None and messages[0].failure is None
+
+    run(path, read)
+
+
+def test_an_answer_cut_by_a_crash_is_interrupted_and_keeps_its_text(path: Path) -> None:
+    async def crash(store: Store) -> int:
+        exchange = await store.begin("ana", None, "Count from 1 to 100.", "k")
+        await store.save(exchange.answer.id, "1, 2, 3")
+        assert (await store.message("ana", exchange.answer.id)).status == "streaming"
+        return exchange.answer.id
+
+    answer = run(path, crash)
+    message = run(path, lambda store: store.message("ana", answer))
+    assert (message.status, message.content) == ("interrupted", "1, 2, 3")
+
+
+def test_a_failure_is_kept_with_its_code_and_its_words(path: Path) -> None:
+    async def scenario(store: Store) -> None:
+        exchange = await store.begin("ana", None, "Hi", "k")
+        failure = Failure("queue_full", "4 requests are waiting already.")
+        await store.finish(exchange.answer.id, Ending("Hel", "error", "error", failure))
+        message = await store.message("ana", exchange.answer.id)
+        assert (message.status, message.content, message.failure) == ("error", "Hel", failure)
+
+    run(path, scenario)
+
+
+def test_a_retry_is_a_branch_beside_the_old_answer(path: Path) -> None:
+    async def scenario(store: Store) -> None:
+        conversation, first = await turn(store, None, "Hi", "one")
+        question = (await store.thread(conversation))[0]
+        second = await store.begin_again(question)
+        await store.finish(second.id, Ending("two", "done", "stop"))
+        assert [message.content for message in await store.thread(conversation)] == ["Hi", "two"]
+        assert [message.content for message in await store.branch(first)] == ["Hi", "one"]
+        await turn(store, conversation, "And?", "three")
+        assert [message.content for message in await store.thread(conversation)] == ["Hi", "two", "And?", "three"]
+
+    run(path, scenario)
+
+
+def test_the_same_key_adds_nothing_even_when_both_come_at_once(path: Path) -> None:
+    async def scenario(store: Store) -> None:
+        both = await asyncio.gather(*(store.begin("ana", None, "Hi", "same") for _ in range(2)))
+        assert sorted(exchange.is_new for exchange in both) == [False, True]
+        assert both[0].answer.id == both[1].answer.id
+        assert len(await store.recent("ana")) == 1
+        known = await store.exchange("ana", "same")
+        assert known and known.question == both[0].question
+        assert await store.exchange("ben", "same") is None
+
+    run(path, scenario)
+
+
+def test_owners_never_see_each_other(path: Path) -> None:
+    async def scenario(store: Store) -> None:
+        conversation, answer = await turn(store, None, "secret", "ok")
+        assert [entry.id for entry in await store.recent("ana")] == [conversation]
+        assert await store.recent("ben") == ()
+        with pytest.raises(NotFound):
+            await store.conversation("ben", conversation)
+        with pytest.raises(NotFound):
+            await store.message("ben", answer)
+        with pytest.raises(NotFound):
+            await store.begin("ben", conversation, "let me in", "k")
+        assert len(await store.thread(conversation)) == 2
+
+    run(path, scenario)
+
+
+def test_the_list_has_the_last_changed_first(path: Path) -> None:
+    async def scenario(store: Store) -> None:
+        first, _ = await turn(store, None, "first", "ok")
+        second, _ = await turn(store, None, "second", "ok")
+        assert [entry.id for entry in await store.recent("ana")] == [second, first]
+        await turn(store, first, "again", "ok")
+        assert [entry.id for entry in await store.recent("ana")] == [first, second]
+
+    run(path, scenario)
+
+
+def test_many_writers_at_once_lose_nothing(path: Path) -> None:
+    async def scenario(store: Store) -> None:
+        await asyncio.gather(*(turn(store, None, f"number {n}", "ok") for n in range(30)))
+        assert {entry.title for entry in await store.recent("ana")} == {f"number {n}" for n in range(30)}
+
+    run(path, scenario)
+
+
+def test_nobody_else_on_the_machine_can_read_it(path: Path) -> None:
+    async def modes(store: Store) -> set[int]:
+        await turn(store, None, "secret", "ok")
+        return {stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+
+    assert run(path, modes) == {0o600}
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+@pytest.mark.parametrize("in_the_way", ["data", "data/sparrow.db/"])
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path, in_the_way: str) -> None:
+    obstacle = tmp_path / in_the_way
+    obstacle.mkdir(parents=True) if in_the_way.endswith("/") else obstacle.write_text("a file where a folder should be")
+    with pytest.raises(UsageError, match=r"sparrow\.db can't be written \(.+\): choose another .*--data-dir"):
+        run(tmp_path / "data" / "sparrow.db", Store.close)
+
+
+def test_a_file_that_is_no_database_is_left_alone(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text("This is a letter, not a database. " * 100)
+    with pytest.raises(UsageError, match="sparrow.db can't be used .*not a database"):
+        run(path, Store.close)
+    assert path.read_text().startswith("This is a letter")
+
+
+def test_a_database_of_a_newer_version_is_refused_unchanged(path: Path) -> None:
+    run(path, Store.close)
+    with sqlite3.connect(path) as db:
+        db.execute("INSERT INTO migrations VALUES ('m999_from_the_future', 'now')")
+    db.close()
+    with pytest.raises(UsageError, match="newer Sparrow .*m999_from_the_future.*--data-dir"):
+        run(path, Store.close)
+
+
+def test_migrations_bring_the_first_schema_ever_up_to_date(path: Path) -> None:
+    path.parent.mkdir()
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE migrations (name TEXT PRIMARY KEY, applied_at TEXT NOT NULL)")
+        first = migrations.MIGRATIONS[0]
+        first(db)
+        db.execute("INSERT INTO migrations VALUES (?, 'then')", (first.__name__,))
+        db.execute("INSERT INTO conversations VALUES ('c', 'ana', 'old', 1.0, 2.0)")
+    db.close()
+    assert [entry.title for entry in run(path, lambda store: store.recent("ana"))] == ["old"]
+
+
+def test_a_full_disk_is_a_clear_error_and_the_next_write_works(path: Path) -> None:
+    async def scenario(store: Store) -> None:
+        _, answer = await turn(store, None, "Hi", "ok")
+        # SQLite's own page limit raises SQLITE_FULL, as a full disk does.
+        await store._write(lambda db: db.execute("PRAGMA max_page_count = 1").fetchall())
+        with pytest.raises(StoreFailed, match="sparrow.db .*full"):
+            await store.save(answer, "long " * 10_000)
+        await store._write(lambda db: db.execute("PRAGMA max_page_count = 1000000").fetchall())
+        assert (await store.message("ana", answer)).content == "ok"
+        await store.save(answer, "long " * 10_000)
+
+    run(path, scenario)
+
+
+@pytest.mark.parametrize(
+    "text, title",
+    [
+        ("Hello", "Hello"),
+        ("  two\n\nlines ", "two lines"),
+        ("word " * 30, "word word word word word word word word word word word word…"[: MAX_TITLE - 1] + "…"),
+        ("麻" * 100, "麻" * MAX_TITLE + "…"),
+        ("x" * 100, "x" * MAX_TITLE + "…"),
+    ],
+)
+def test_titles_are_the_first_words(text: str, title: str) -> None:
+    assert title_of(text) == title
+    assert len(title_of(text)) <= MAX_TITLE + 1
