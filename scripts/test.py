@@ -1,0 +1,33 @@
+"""Run every check and every test: python3 scripts/test.py [arguments for pytest]."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import bootstrap
+
+ROOT = Path(__file__).resolve().parent.parent
+CHECKS = {
+    "lint": ["ruff", "check"],
+    "format": ["ruff", "format", "--check"],
+    "types": ["mypy"],
+}
+
+
+def main(arguments: "list[str]") -> int:
+    """The checks first, then pytest, whose closing lines stay the last ones; 1 when anything failed."""
+    failed = [name for name, command in CHECKS.items() if _run(name, command) != 0]
+    if failed:
+        print(f"\nFAILED before the tests: {', '.join(failed)}", flush=True)
+    tests = _run("tests", ["pytest", *arguments])
+    return tests or int(bool(failed))
+
+
+def _run(name: str, command: "list[str]") -> int:
+    print(f"== {name}: {' '.join(command)}", flush=True)
+    return subprocess.run([sys.executable, "-m", *command], cwd=ROOT).returncode
+
+
+if __name__ == "__main__":
+    bootstrap.enter(dev=True)
+    sys.exit(main(sys.argv[1:]))
