@@ -102,7 +102,7 @@ def conversation(db: sqlite3.Connection, owner: str, id: str) -> Conversation:
 
 
 def message(db: sqlite3.Connection, owner: str, id: int) -> Message:
-    found = _messages(db, "messages WHERE id = ?", id)
+    found = _messages(db, "messages WHERE id = ?", id) if id < 2**63 else ()  # a URL may hold any number
     if not found:
         raise NotFound("There is no such message here.")
     conversation(db, owner, found[0].conversation_id)

@@ -1,0 +1,214 @@
+"""The chat page: GET / and /c/{id} are HTML that is complete without a script; the script only sends and listens.
+
+    POST /messages {text, key, conversation?}   a question; its answer begins
+    GET  /answers/{id}/events                   the answer as server-sent events: delta, reset, end
+    POST /answers/{id}/stop, /answers/{id}/retry
+
+Whose conversation it is, says the session cookie. Errors of POST are JSON, made by the app from the error tree.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from server.answers import ending
+from server.body import read_json
+from server.engine.sequence import Event, TextDelta
+from server.errors import InvalidField, InvalidRequest, NotFound, TooLarge
+from server.records import Conversation, Ending, Message, Status
+from server.state import AppState
+from server.streams import SSEResponse, frames, sse
+from server.templating import render
+
+COOKIE = "sparrow"
+COOKIE_S = 400 * 24 * 3600
+"""As long as browsers keep a cookie at all."""
+
+MAX_TEXT = 100_000
+"""Characters of a message; the model's longest context holds about as many of English."""
+
+_SESSION = re.compile(r"[A-Za-z0-9_-]{22}")
+_KEY = re.compile(r"[A-Za-z0-9_-]{16,64}")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A message as the page shows it. `after`: number of the last event that `message.content` covers."""
+
+    message: Message
+    after: int = 0
+
+
+def _owner(request: Request[AppState]) -> str:
+    """The session of this browser; "" owns nothing."""
+    value = request.cookies.get(COOKIE, "")
+    return value if _SESSION.fullmatch(value) else ""
+
+
+def _keep_session(request: Request[AppState], response: Response, owner: str) -> None:
+    secure = request.url.scheme == "https"
+    response.set_cookie(COOKIE, owner, max_age=COOKIE_S, httponly=True, samesite="lax", secure=secure)
+
+
+async def home(request: Request[AppState]) -> Response:
+    """GET /: a new chat, and the list of the old ones."""
+    return await _page(request, None, ())
+
+
+async def conversation(request: Request[AppState]) -> Response:
+    """GET /c/{id}: a conversation as far as it goes; an answer in the middle goes on from `data-after`."""
+    store = request.state["store"]
+    try:
+        found = await store.conversation(_owner(request), request.path_params["id"])
+    except NotFound:
+        return HTMLResponse(render("gone.html", _language(request)), status_code=404)
+    return await _page(request, found, await store.thread(found.id))
+
+
+async def _page(request: Request[AppState], found: Conversation | None, thread: Sequence[Message]) -> Response:
+    owner = _owner(request)
+    html = render(
+        "chat.html",
+        _language(request),
+        model=request.state["engine"].model,
+        conversation=found,
+        recent=await request.state["store"].recent(owner),
+        thread=[_shown(request, message) for message in thread],
+    )
+    # Out of a cache, an answer would be shown as it was when it was half written.
+    response = HTMLResponse(html, headers={"Cache-Control": "no-store", "Vary": "Accept-Language, Cookie"})
+    if not owner:
+        _keep_session(request, response, secrets.token_urlsafe(16))
+    return response
+
+
+def _language(request: Request[AppState]) -> str:
+    return request.headers.get("accept-language", "")
+
+
+def _shown(request: Request[AppState], message: Message) -> Shown:
+    """While an answer is being written its log is ahead of the store."""
+    if message.status != "streaming":
+        return Shown(message)
+    log = request.state["streams"].get(message.id)
+    if log is None:  # nobody writes it: a crash between the question and its answer
+        return Shown(replace(message, status="interrupted"))
+    n_deltas = log.n_events - (log.finished is not None)
+    return Shown(replace(message, content=log.text), after=n_deltas)
+
+
+async def ask(request: Request[AppState]) -> Response:
+    """POST /messages: 201 with what was begun, 200 when this key was sent before."""
+    body = await _json(request)
+    text, key, conversation_id = _text(body), _key(body), body.get("conversation")
+    if not isinstance(conversation_id, (str, type(None))):
+        raise InvalidField("conversation", "give the id of a conversation, or leave it out for a new one.")
+    owner = _owner(request) or secrets.token_urlsafe(16)
+    exchange = await request.state["answers"].ask(owner, conversation_id, text, key)
+    found = exchange.conversation
+    response = JSONResponse(
+        {
+            "conversation": {"id": found.id, "url": f"/c/{found.id}", "title": found.title},
+            "question": exchange.question.id,
+            "answer": exchange.answer.id,
+        },
+        status_code=201 if exchange.is_new else 200,
+    )
+    if not _owner(request):
+        _keep_session(request, response, owner)
+    return response
+
+
+async def stop(request: Request[AppState]) -> Response:
+    """POST /answers/{id}/stop: the answer ends as it stands; the events say so."""
+    await _json(request)
+    answer = await request.state["store"].message(_owner(request), request.path_params["id"])
+    request.state["answers"].stop(answer.id)
+    return Response(status_code=204)
+
+
+async def retry(request: Request[AppState]) -> Response:
+    """POST /answers/{id}/retry: another answer to the same question."""
+    await _json(request)
+    answer = await request.state["answers"].retry(_owner(request), request.path_params["id"])
+    return JSONResponse({"answer": answer.id}, status_code=201)
+
+
+async def events(request: Request[AppState]) -> Response:
+    """GET /answers/{id}/events?after=n: what came after event n; Last-Event-ID, when a browser comes back, wins."""
+    answer = await request.state["store"].message(_owner(request), request.path_params["id"])
+    seen = request.headers.get("last-event-id") or request.query_params.get("after", "0")
+    log = request.state["streams"].get(answer.id)
+    if seen == "end" or (log is not None and log.finished and seen == str(log.n_events)):
+        return Response(status_code=204)  # the only status that keeps an EventSource from asking again
+    if log is None:
+        return SSEResponse(_stored(answer))
+    return SSEResponse(frames(log, _encode, after=int(seen) if seen.isascii() and seen.isdigit() else 0))
+
+
+def _encode(n: int, event: Event) -> bytes:
+    if isinstance(event, TextDelta):
+        return _frame("delta", n, {"text": event.text})
+    # Whoever still listens pressed Stop: a server that goes down lets its listeners go before it cancels.
+    return _frame("end", n, _end(ending(event, "", stopped=True)))
+
+
+async def _stored(answer: Message) -> AsyncIterator[bytes]:
+    """The events of an answer whose log has gone: the whole text at once, and the end."""
+    status: Status = "interrupted" if answer.status == "streaming" else answer.status
+    yield _frame("reset", 0, {"text": answer.content})
+    yield _frame("end", "end", _end(Ending("", status, answer.finish_reason, answer.failure)))
+
+
+def _end(end: Ending) -> dict[str, Any]:
+    failure = end.failure
+    error = None if failure is None else {"code": failure.code, "message": failure.message}
+    return {"status": end.status, "reason": end.finish_reason, "error": error}
+
+
+def _frame(event: str, id: int | str, data: dict[str, Any]) -> bytes:
+    return sse(json.dumps(data, ensure_ascii=False, separators=(",", ":")), id=id, event=event)
+
+
+async def _json(request: Request[AppState]) -> dict[str, Any]:
+    """The body, which no form of another site can send: application/json needs the permission of this one."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise InvalidRequest("Send the body as application/json.")
+    return await read_json(request)
+
+
+def _text(body: dict[str, Any]) -> str:
+    text = body.get("text")
+    if not isinstance(text, str) or not text.strip():
+        raise InvalidField("text", "write something first.")
+    if len(text) > MAX_TEXT:
+        raise TooLarge(f"The message has {len(text):,} characters; at most {MAX_TEXT:,} can be sent.", param="text")
+    # A lone surrogate is no text: neither SQLite nor the tokenizer takes it.
+    return text.strip().encode("utf-8", "replace").decode("utf-8")
+
+
+def _key(body: dict[str, Any]) -> str:
+    """The sender's own name for this question; without one, nothing protects from sending it twice."""
+    key = body.get("key", secrets.token_urlsafe(16))
+    if not isinstance(key, str) or not _KEY.fullmatch(key):
+        raise InvalidField("key", "give 16 to 64 letters, digits, - or _.")
+    return key
+
+
+routes: list[BaseRoute] = [
+    Route("/", home),
+    Route("/c/{id}", conversation),
+    Route("/messages", ask, methods=["POST"]),
+    Route("/answers/{id:int}/events", events),
+    Route("/answers/{id:int}/stop", stop, methods=["POST"]),
+    Route("/answers/{id:int}/retry", retry, methods=["POST"]),
+]
