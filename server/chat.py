@@ -81,7 +81,7 @@ class Chat:
         self._special = re.compile(f"({special})") if special else None
 
     def render(self, messages: Sequence[ChatMessage]) -> str:
-        """The prompt as text, special tokens in messages still broken. Raises InvalidRequest if the template refuses."""
+        """The prompt as text, special tokens in messages still broken. Raises InvalidRequest if it refuses."""
         shielded = [{"role": message.role, "content": self._shield(message.content)} for message in messages]
         try:
             return self._template.render(messages=shielded, add_generation_prompt=True)

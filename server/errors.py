@@ -1,17 +1,17 @@
 """Every error that a person may read. One line each: what is wrong, with which field or file, and the way out.
 
-    SparrowError
-    ├── UsageError            a flag, a setting or a file that can't work: scripts print it and exit with 2
-    │   └── ModelFileError    a GGUF that is missing, cut, altered, or none at all
-    ├── InvalidRequest        400  the request can't be served as it stands; `param` names the field
-    │   ├── InvalidField      400  one field has a value that it can't have
-    │   └── ContextOverflow   400  prompt and answer don't fit into one conversation's context
-    ├── NotFound              404  no such conversation, message, answer or model
-    ├── Conflict              409  the state of things forbids it now (an answer is still being written)
-    ├── TooLarge              413  the body is larger than the server reads
-    ├── QueueFull             429  too many are waiting; `retry_after` says for how many seconds
-    ├── EngineFailed          500  llama.cpp could not compute this batch; the others live
-    └── ShuttingDown          503  the server is going down, or not up yet
+SparrowError
+├── UsageError            a flag, a setting or a file that can't work: scripts print it and exit with 2
+│   └── ModelFileError    a GGUF that is missing, cut, altered, or none at all
+├── InvalidRequest        400  the request can't be served as it stands; `param` names the field
+│   ├── InvalidField      400  one field has a value that it can't have
+│   └── ContextOverflow   400  prompt and answer don't fit into one conversation's context
+├── NotFound              404  no such conversation, message, answer or model
+├── Conflict              409  the state of things forbids it now (an answer is still being written)
+├── TooLarge              413  the body is larger than the server reads
+├── QueueFull             429  too many are waiting; `retry_after` says for how many seconds
+├── EngineFailed          500  llama.cpp could not compute this batch; the others live
+└── ShuttingDown          503  the server is going down, or not up yet
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -25,7 +25,9 @@ class Settings:
 
     host: str = _setting("127.0.0.1", "address to listen on", metavar="ADDRESS")
     port: int = _setting(8000, "port to listen on", metavar="N", least=0)
-    ctx: int = _setting(4096, "tokens that one conversation may hold; memory grows with slots × ctx", metavar="N", least=64)
+    ctx: int = _setting(
+        4096, "tokens that one conversation may hold; memory grows with slots × ctx", metavar="N", least=64
+    )
     slots: int = _setting(4, "conversations that are answered at the same time", metavar="N", least=1)
     threads: int = _setting(0, "CPU threads to compute with; 0 takes the machine's cores", metavar="N", least=0)
     quant: str = _setting("IQ4_NL", "quantization to serve, by llama.cpp's name", metavar="NAME")
@@ -38,8 +40,12 @@ class Settings:
     @property
     def url(self) -> str:
         """Where a browser on this machine finds the server."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, f"[{self.host}]" if ":" in self.host else self.host)
-        return f"http://{host}:{self.port}/"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}/" if ":" in host else f"http://{host}:{self.port}/"
+
+    def with_port(self, port: int) -> Settings:
+        """Port 0 asks the system for a free one; this is the answer."""
+        return replace(self, port=port)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -91,7 +97,9 @@ def load(argv: Sequence[str], environ: Mapping[str, str] = os.environ, prog: str
     for row in fields(Settings):
         assert row.default is not MISSING
         variable = ENV_PREFIX + row.name.upper()
-        name, text = (_flag(row.name), given[row.name]) if given[row.name] is not None else (variable, environ.get(variable))
+        name, text = (
+            (_flag(row.name), given[row.name]) if given[row.name] is not None else (variable, environ.get(variable))
+        )
         if text is not None and text != "":
             values[row.name] = _convert(name, str(row.type), text, row.metadata["least"])
     settings = Settings(**values)

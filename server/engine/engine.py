@@ -89,9 +89,15 @@ class Handle:
 class Engine:
     """Answers prompts, several in one batch. Lives from start() to close()."""
 
-    def __init__(self, model: Model, context: Context, info: ModelInfo, n_slots: int) -> None:
+    def __init__(
+        self, model: Model, context: Context, info: ModelInfo, n_slots: int, defaults: SamplingParams | None = None
+    ) -> None:
+        """Owns model and context from now on: close() frees them."""
         self.model = info
         self.vocab = model.vocab
+        self.chat_template = model.chat_template
+        self.sampling_defaults = defaults or SamplingParams()
+        self._model = model
         self.scheduler = Scheduler(n_slots, info.n_ctx, context)
         self._context = context
         self._answers: dict[int, _Answer] = {}
@@ -133,12 +139,14 @@ class Engine:
         return max(1, min(60, round(self._mean_s / self._n_slots)))
 
     def close(self) -> None:
-        """End every answer with ShuttingDown and stop the thread; returns when llama.cpp computes no more."""
+        """End every answer with ShuttingDown, stop the thread, free llama.cpp's memory. Returns within one step."""
         with self._lock:
             self._closing = True
         self._command(lambda: None)
         if self._thread.is_alive():
             self._thread.join()
+        self._context.close()
+        self._model.close()
 
     def _command(self, command: Callable[[], None]) -> None:
         self._inbox.put(command)

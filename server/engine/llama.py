@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import os
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import numpy.typing as npt
 
 from server.engine.sampling import SamplingParams, Stage, n_candidates
 from server.engine.scheduler import Batch
-from server.errors import EngineFailed, ModelFileError, UsageError
+from server.errors import EngineFailed, ModelFileError, ShuttingDown, UsageError
 
 Logits = npt.NDArray[np.float32]
 
@@ -33,7 +34,7 @@ _BLOCK = 128
 _log_lines: list[str] = []
 
 
-@llama_cpp.llama_log_callback
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
 def _keep_log(level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
     """llama.cpp's warnings and errors are kept, to say why a load failed; a person is not shown its chatter."""
     if level in (2, 3):
@@ -57,7 +58,8 @@ class Vocab:
     """Token ids <-> bytes. The one part that other threads may use while the engine computes: it never changes."""
 
     def __init__(self, vocab: int) -> None:
-        self._vocab = vocab
+        self._vocab: int | None = vocab
+        self._lock = threading.Lock()
         self.n_tokens = int(llama_cpp.llama_vocab_n_tokens(vocab))
         self._ends = np.zeros(self.n_tokens + 1, dtype=np.int32)
         self._pieces = self._read_pieces()
@@ -87,12 +89,23 @@ class Vocab:
         return self._pieces[self._ends[token] : self._ends[token + 1]]
 
     def tokenize(self, text: str) -> list[int]:
-        """Text as written by a person: special tokens inside it stay text. Lone surrogates become U+FFFD."""
+        """Text as written by a person: special tokens inside it stay text. Lone surrogates become U+FFFD.
+
+        Raises ShuttingDown once the model is freed: native memory behind a late caller would be gone.
+        """
         raw = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
         ids = (ctypes.c_int32 * (len(raw) + 1))()
-        n = int(llama_cpp.llama_tokenize(self._vocab, raw, len(raw), ids, len(ids), False, False))
+        with self._lock:
+            if self._vocab is None:
+                raise ShuttingDown("The server is shutting down: send the message again when it is back.")
+            n = int(llama_cpp.llama_tokenize(self._vocab, raw, len(raw), ids, len(ids), False, False))
         assert n >= 0, "a token is at least one byte"
         return ids[:n]
+
+    def close(self) -> None:
+        """The model is about to be freed; pieces stay readable."""
+        with self._lock:
+            self._vocab = None
 
 
 class Model:
@@ -142,6 +155,7 @@ class Model:
     def close(self) -> None:
         """Free the weights; every Context of this model must be closed before."""
         if self._model:
+            self.vocab.close()
             llama_cpp.llama_model_free(self._model)
             self._model = None
 

@@ -121,7 +121,7 @@ class SlotTable:
         self._forget(at)
 
     def evict(self) -> bool:
-        """Empty the idle slot that was not used for longest; False when there is none. Frees KV cells in a unified cache."""
+        """Empty the idle slot that was not used for longest: a unified cache has room then. False: there is none."""
         idle = [(slot.last_used, at) for at, slot in enumerate(self._slots) if not slot.busy and slot.n]
         if idle:
             self._forget(min(idle)[1])

@@ -123,7 +123,7 @@ class Scheduler:
         self.slots.fail(self._leave(sequence))
 
     def make_room(self) -> bool:
-        """The KV cache had no room: evict an idle prefix, else preempt the youngest. False: only one runs, and it is too long."""
+        """The KV cache had no room: evict an idle prefix, else preempt the youngest. False: only one runs, too long."""
         if self.slots.evict():
             return True
         if len(self.running) < 2:

@@ -1,6 +1,6 @@
-"""From sampled bytes to text that may be shown: push()/flush() objects that give the same text however input is cut. Pure.
+"""From sampled bytes to text that may be shown: push()/flush() objects that give the same text for every cut. Pure.
 
-    pieces (bytes) -> Utf8Decoder -> StopMatcher -> text
+pieces (bytes) -> Utf8Decoder -> StopMatcher -> text
 """
 
 from __future__ import annotations

@@ -1,0 +1,34 @@
+"""What many tests share: a random tiny model, the demo model, a running server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from server.engine.llama import Model
+from tests.server_process import ServerProcess
+from tests.tiny_model import write_tiny_model
+
+DEMO = Path(__file__).parent.parent / "models" / "demo" / "sparrow-demo-f16.gguf"
+
+
+@pytest.fixture(scope="session")
+def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model of two layers: right shapes, no sense."""
+    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny.gguf")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_path: Path) -> Iterator[Model]:
+    model = Model(tiny_path)
+    yield model
+    model.close()
+
+
+@pytest.fixture(scope="session")
+def demo_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """The real server with the demo model, through the real script; one for the whole session."""
+    with ServerProcess(["--demo", "--data-dir", str(tmp_path_factory.mktemp("data"))]) as server:
+        yield server

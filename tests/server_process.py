@@ -1,0 +1,83 @@
+"""scripts/serve.py as a process on a free port of loopback, ended by its id."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+
+
+class ServerProcess:
+    """`with ServerProcess(["--demo"]) as server: server.url` — started, healthy, and stopped at the end."""
+
+    def __init__(self, flags: Sequence[str], *, port: int = 0, environ: Mapping[str, str] | None = None) -> None:
+        self._flags = [*flags, "--port", str(port), "--no-browser"]
+        self._environ = {**os.environ, **(environ or {})}
+        self._log = tempfile.NamedTemporaryFile(mode="w+", suffix=".log", prefix="sparrow-test-")
+        self._process: subprocess.Popen[bytes] | None = None
+        self.url = ""
+
+    def start(self, timeout_s: float = 60) -> None:
+        """Returns when /health answers. A port that was once chosen is kept, so a restart has the same URL."""
+        self._log.truncate(0)
+        command = [sys.executable, str(ROOT / "scripts" / "serve.py"), *self._flags]
+        self._process = subprocess.Popen(
+            command, stdout=self._log, stderr=subprocess.STDOUT, env=self._environ, cwd=ROOT
+        )
+        deadline = time.monotonic() + timeout_s
+        while not (found := re.search(r"ready:\s+(http://\S+)/\n", self.output)):
+            assert self._process.poll() is None, f"serve.py ended:\n{self.output}"
+            assert time.monotonic() < deadline, f"serve.py is not ready:\n{self.output}"
+            time.sleep(0.05)
+        self.url = found[1]
+        self._flags[self._flags.index("--port") + 1] = self.url.rpartition(":")[2]
+
+    @property
+    def output(self) -> str:
+        return Path(self._log.name).read_text(errors="replace")
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def kill(self) -> None:
+        """kill -9: no chance to clean up."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self, timeout_s: float = 20) -> int:
+        """Ctrl-C's politer brother; returns the exit code."""
+        assert self._process is not None
+        self._process.terminate()
+        return self._process.wait(timeout_s)
+
+    def json(self, path: str, body: Mapping[str, Any] | None = None, timeout_s: float = 60) -> Any:
+        """GET, or POST of `body`; the reply's JSON. Raises urllib.error.HTTPError."""
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=timeout_s) as reply:
+            return json.loads(reply.read())
+
+    def __enter__(self) -> ServerProcess:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self.stop()
+        self._log.close()
