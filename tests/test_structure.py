@@ -1,0 +1,128 @@
+"""The shape of the code, held: imports go one way, native code has one door, files and functions stay small."""
+
+from __future__ import annotations
+
+import ast
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+LAYERS = [
+    ["scripts"],
+    ["server.app"],
+    ["server.api", "server.pages"],
+    ["server.state", "server.api_request", "server.templating"],
+    ["server.answers"],
+    ["server.chat", "server.store", "server.streams", "server.body", "server.i18n"],
+    ["server.records", "server.migrations"],
+    ["server.engine.loader"],
+    ["server.engine.engine"],
+    ["server.engine.llama", "server.engine.quantizer"],
+    ["server.engine.scheduler"],
+    ["server.engine.prefix"],
+    ["server.engine.sequence"],
+    ["server.engine.sampling", "server.engine.text", "server.settings", "server.gguf_file"],
+    ["server.errors"],
+]
+"""Top to bottom. A module imports from lower layers only; two of one layer do not know each other."""
+
+NATIVE = {"server.engine.llama", "server.engine.quantizer"}
+PURE = ["sampling", "sequence", "text", "prefix", "scheduler"]
+NOT_IN_ENGINE = {"starlette", "asyncio", "jinja2", "sqlite3", "uvicorn"}
+NOT_IN_PURE = NOT_IN_ENGINE | {"ctypes", "threading", "time", "datetime", "llama_cpp"}
+
+
+def sources(folder: str) -> Iterator[tuple[str, Path, ast.Module]]:
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        yield name, path, ast.parse(path.read_text())
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Modules that the code names, `from server import api` as server.api."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= (
+                {f"{node.module}.{alias.name}" for alias in node.names} if node.module == "server" else {node.module}
+            )
+    return names
+
+
+def layer(module: str) -> int | None:
+    """None: a package's own __init__, which imports nothing."""
+    return next((at for at, names in enumerate(LAYERS) for name in names if module == name), None)
+
+
+def test_every_module_has_a_layer() -> None:
+    missing = [
+        name for name, _, _ in sources("server") if name not in ("server", "server.engine") and layer(name) is None
+    ]
+    assert not missing, f"put {missing} into LAYERS, as low as they can stand"
+
+
+def test_imports_go_one_way() -> None:
+    wrong = []
+    for name, _, tree in sources("server"):
+        for other in imported(tree):
+            above, below = layer(name), layer(other)
+            if other.startswith(("server", "scripts")) and above is not None and below is not None and below <= above:
+                wrong.append(f"{name} -> {other}")
+    assert not wrong
+
+
+@pytest.mark.parametrize("folder", ["server", "scripts"])
+def test_llama_cpp_has_one_door(folder: str) -> None:
+    doors = {name for name, _, tree in sources(folder) if any(m.split(".")[0] == "llama_cpp" for m in imported(tree))}
+    assert doors <= NATIVE | {"scripts.bench_raw", "scripts.demo.measure"}
+
+
+def test_the_engine_knows_no_web_and_its_pure_parts_no_machine() -> None:
+    for name, _, tree in sources("server/engine"):
+        forbidden = NOT_IN_PURE if name.rpartition(".")[2] in PURE else NOT_IN_ENGINE
+        used = {module.split(".")[0] for module in imported(tree)}
+        assert not used & forbidden, f"{name} imports {used & forbidden}"
+
+
+@pytest.mark.parametrize("folder", ["server", "scripts"])
+def test_no_import_inside_a_function_and_no_utils(folder: str) -> None:
+    for name, path, tree in sources(folder):
+        assert "utils" not in path.stem
+        for function in functions(tree):
+            inside = [node for node in ast.walk(function) if isinstance(node, (ast.Import, ast.ImportFrom))]
+            assert not inside, f"{name}.{function.name} imports inside"
+
+
+def functions(tree: ast.AST) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+
+
+def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    return (function.end_lineno or 0) - function.lineno + 1
+
+
+@pytest.mark.parametrize("folder", ["server", "scripts"])
+def test_the_size_budget(folder: str) -> None:
+    lengths: list[int] = []
+    for name, path, tree in sources(folder):
+        n_lines = path.read_text().count("\n")
+        limit = 330 if name in NATIVE else 300
+        assert n_lines <= limit, f"{name} has {n_lines} lines, the limit is {limit}"
+        for function in functions(tree):
+            assert length(function) <= 60, f"{name}.{function.name} has {length(function)} lines, the limit is 60"
+            lengths.append(length(function))
+    lengths.sort()
+    median, ninth = statistics.median(lengths), lengths[len(lengths) * 9 // 10]
+    assert median <= 8 and ninth <= 30, f"{folder}: the median is {median}, nine in ten are up to {ninth} lines"
+
+
+def test_the_main_loop_is_visible() -> None:
+    tree = ast.parse((ROOT / "server/engine/engine.py").read_text())
+    step = next(function for function in functions(tree) if function.name == "step")
+    assert length(step) <= 15
