@@ -104,8 +104,12 @@ def _has(body: Mapping[str, Any], field: str) -> bool:
 
 
 def _number(given: Any, field: str, kind: type[int] | type[float]) -> float | int:
-    if isinstance(given, bool) or not isinstance(given, (int, float)) or (kind is int and given != int(given)):
-        raise InvalidField(field, f"{given!r} is no {'whole ' if kind is int else ''}number.")
+    """JSON knows one kind of number; Python's reads NaN, Infinity and numbers of any size too."""
+    wanted = "whole number" if kind is int else "number"
+    if isinstance(given, bool) or not isinstance(given, (int, float)):
+        raise InvalidField(field, f"give a {wanted}.")
+    if not abs(given) < 1e30 or (kind is int and given != int(given)):
+        raise InvalidField(field, f"{str(given)[:20]} is no {wanted} that can be used.")
     return kind(given)
 
 
