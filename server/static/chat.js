@@ -1,0 +1,333 @@
+// @ts-check
+// The page is complete as the server sends it. This script sends a question, writes its answer while it comes, and
+// keeps what is typed. It never builds markup from data: messages are clones of the page's own templates, and
+// text goes in as text.
+
+/** @typedef {{status: string, reason?: string | null, error?: {code: string, message: string} | null}} End */
+
+/** @template {HTMLElement} T @param {string} selector @param {ParentNode} [root] @returns {T} */
+const $ = (selector, root = document) => /** @type {T} */ (root.querySelector(selector));
+
+/** @type {HTMLTextAreaElement} */ const box = $("#box");
+/** @type {HTMLButtonElement} */ const send = $("#send");
+const [thread, messages, problem, stop, latest, speech, chats] = ["thread", "messages", "problem", "stop", "latest", "speech", "chats"].map((id) => $(`#${id}`));
+const isTouch = matchMedia("(pointer: coarse)").matches;
+
+/** A text of the reader's language; "" where there is none. @param {string} key */
+const text = (key) => $(`[data-key="${CSS.escape(key)}"]`, $("#texts"))?.textContent ?? "";
+
+/** What the server answered instead of what was asked for; `again`: another try may help. */
+class Refused extends Error {
+  /** @param {string} code @param {string} message @param {boolean} again */
+  constructor(code, message, again) {
+    super(text(code) || message);
+    this.code = code;
+    this.again = again;
+  }
+}
+
+/** @param {string} url @param {object} body @param {AbortSignal} [signal] @returns {Promise<any>} */
+async function post(url, body, signal) {
+  const headers = { "Content-Type": "application/json" };
+  const reply = await fetch(url, { method: "POST", headers, body: JSON.stringify(body), signal }).catch(() => null);
+  const data = await reply?.json().catch(() => null);
+  if (reply?.status === 204 || (reply?.ok && data)) return data;
+  if (!reply || !data?.error) throw new Refused("offline", "", true); // no reply, or a proxy's own error page
+  throw new Refused(data.error.code, data.error.message, reply.status >= 500 || [409, 429].includes(reply.status));
+}
+
+// --- what is typed -----------------------------------------------------------------------------------------------
+
+let conversation = document.body.dataset.conversation ?? "";
+/** The question on its way to the server. @type {{text: string, key: string} | null} */
+let sending = null;
+let abort = new AbortController();
+/** A question of which nobody knows whether it arrived: sent again with its key, the server stores it once. */
+let unsent = { text: "", key: "" };
+
+/** @param {string[]} parts */
+const together = (...parts) => parts.filter((part) => part.trim()).join("\n\n");
+
+/** localStorage, which may be forbidden or full: the page works, only a reload forgets. @param {object | null} [draft] */
+function stored(draft) {
+  const slot = `sparrow:${conversation}`;
+  try {
+    if (draft === undefined) return JSON.parse(localStorage.getItem(slot) ?? "null");
+    if (draft) localStorage.setItem(slot, JSON.stringify(draft));
+    else localStorage.removeItem(slot);
+  } catch {
+    return null;
+  }
+}
+
+/** Keep what a reload would lose. */
+function remember() {
+  const draft = together(sending?.text ?? "", box.value);
+  stored(draft ? { text: draft, key: box.value ? unsent.key : sending?.key } : null);
+}
+
+function recall() {
+  const draft = stored() ?? { text: "", key: "" };
+  const asked = messages.querySelectorAll('[data-role="user"] .text');
+  const didArrive = draft.key && asked.length > 0 && asked[asked.length - 1].textContent === draft.text.trim();
+  if (!didArrive && !box.value) box.value = draft.text;
+  unsent = { text: draft.text.trim(), key: draft.key ?? "" };
+  remember();
+}
+
+/** 128 random bits; crypto.randomUUID is missing where a phone opens http://192.168.… */
+const newKey = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+
+// --- what is shown -----------------------------------------------------------------------------------------------
+
+/** The answer that is listened to; `after`: number of the last event that is in `article` or in `pending`. */
+/** @type {{article: HTMLElement, source: EventSource, after: number, pending: string, heard: number, spoken: number} | null} */
+let live = null;
+let frame = 0;
+let following = true;
+let lastTop = 0;
+
+const isBusy = () => messages.querySelector('[aria-busy="true"]') !== null;
+
+function refresh() {
+  send.hidden = isBusy();
+  stop.hidden = !send.hidden;
+  send.disabled = !box.value.trim();
+  $("#welcome").hidden = messages.childElementCount > 0;
+  if (CSS.supports("field-sizing", "content")) return;
+  box.style.height = "auto";
+  box.style.height = `${box.scrollHeight}px`;
+}
+
+function toEnd() {
+  following = latest.hidden = true;
+  thread.scrollTop = thread.scrollHeight;
+}
+
+/** @param {"user" | "assistant"} role @param {string} [content] */
+function add(role, content = "") {
+  messages.append(/** @type {HTMLTemplateElement} */ ($(`template#${role}`)).content.cloneNode(true));
+  const article = /** @type {HTMLElement} */ (messages.lastElementChild);
+  $(".text", article).textContent = content;
+  return article;
+}
+
+/** @param {HTMLElement} note @param {string} why @param {boolean} again */
+function explain(note, why, again) {
+  $(".why", note).textContent = why;
+  $(".retry", note).hidden = !again;
+  note.hidden = !why;
+}
+
+/** @param {HTMLElement} article @param {End} end */
+function settle(article, { status, reason, error }) {
+  const why = error && status === "error" ? text(error.code) || error.message : text(reason === "length" ? "length" : status);
+  article.removeAttribute("aria-busy");
+  explain($(".note", article), why, ["stopped", "interrupted", "error"].includes(status));
+  refresh();
+  if (following) toEnd();
+  if (document.activeElement === document.body && !isTouch) box.focus(); // Stop had the focus, and is gone
+}
+
+function flush() {
+  frame = 0;
+  if (!live?.pending) return;
+  const body = $(".text", live.article);
+  const node = /** @type {Text} */ (body.firstChild ?? body.appendChild(new Text()));
+  node.appendData(live.pending);
+  live.pending = "";
+  speak(node.data, false);
+  if (following) toEnd();
+}
+
+/** Whole sentences for who listens, not tokens. @param {string} whole @param {boolean} isEnd */
+function speak(whole, isEnd) {
+  if (!live) return;
+  const rest = whole.slice(live.spoken);
+  const sentences = isEnd ? rest : rest.match(/^[^]*(?:[.!?…]["”')\]]*\s|[。！？]|\n)/)?.[0] ?? "";
+  if (!sentences.trim()) return;
+  live.spoken += sentences.length;
+  speech.appendChild(document.createElement("p")).textContent = sentences.trim();
+}
+
+/** The conversation's line in the list goes to the top. @param {string} url @param {string} title */
+function list(url, title) {
+  let line = $(`#list a[href="${CSS.escape(url)}"]`)?.parentElement;
+  if (!line) {
+    line = document.createElement("li");
+    const link = line.appendChild(document.createElement("a"));
+    [link.href, link.dir, link.ariaCurrent, link.textContent] = [url, "auto", "page", title];
+  }
+  $("#list").prepend(line);
+  $("#no-chats").hidden = true;
+}
+
+// --- an answer ---------------------------------------------------------------------------------------------------
+
+/** @param {HTMLElement} article @param {number} after */
+function listen(article, after) {
+  const source = new EventSource(`/answers/${article.dataset.id}/events?after=${after}`);
+  const body = $(".text", article);
+  const mine = { article, source, after, pending: "", heard: Date.now(), spoken: body.textContent?.length ?? 0 };
+  let lost = 0;
+  live = mine;
+  source.onopen = () => {
+    lost = void clearTimeout(lost) ?? 0;
+    explain($(".note", article), "", false);
+  };
+  source.onerror = () => {
+    // A short gap mends itself unseen. A refusal (a proxy's 502) ends an EventSource for good: begin a new one.
+    lost ||= setTimeout(() => explain($(".note", article), text("lost"), false), 1200);
+    if (source.readyState === EventSource.CLOSED) setTimeout(() => live === mine && reconnect(), 2000);
+  };
+  source.addEventListener("delta", (event) => {
+    [mine.after, mine.heard] = [Number(event.lastEventId), Date.now()];
+    mine.pending += JSON.parse(event.data).text;
+    frame ||= requestAnimationFrame(flush);
+  });
+  source.addEventListener("reset", (event) => {
+    mine.pending = "";
+    body.textContent = JSON.parse(event.data).text;
+  });
+  source.addEventListener("end", (event) => {
+    clearTimeout(lost);
+    source.close();
+    flush();
+    speak(body.textContent ?? "", true);
+    live = null;
+    settle(article, JSON.parse(event.data));
+  });
+}
+
+function reconnect() {
+  if (!live) return;
+  live.source.close();
+  flush();
+  listen(live.article, live.after);
+}
+
+async function ask() {
+  const asked = box.value.trim();
+  if (!asked || isBusy()) return;
+  sending = { text: asked, key: (asked === unsent.text && unsent.key) || newKey() };
+  abort = new AbortController();
+  box.value = "";
+  explain(problem, "", false);
+  speech.replaceChildren();
+  const [question, answer] = [add("user", asked), add("assistant")];
+  remember();
+  refresh();
+  toEnd();
+  try {
+    const reply = await post("/messages", { ...sending, conversation: conversation || undefined }, abort.signal);
+    arrived(reply);
+    answer.dataset.id = reply.answer;
+    listen(answer, 0);
+  } catch (error) {
+    question.remove();
+    answer.remove();
+    takeBack(/** @type {Refused} */ (error));
+  }
+}
+
+/** @param {{conversation: {id: string, url: string, title: string}}} reply */
+function arrived({ conversation: { id, url, title } }) {
+  sending = null;
+  unsent = { text: "", key: "" };
+  stored(null); // under the old name: a new chat has its own from here on
+  if (!conversation) {
+    conversation = id;
+    history.replaceState(null, "", url);
+    document.title = `${title} · Sparrow`;
+  }
+  remember();
+  list(url, title);
+}
+
+/** The question did not get through: it goes back into the box. @param {Refused} error */
+function takeBack(error) {
+  if (sending) unsent = sending;
+  sending = null;
+  box.value = together(unsent.text, box.value);
+  if (!abort.signal.aborted) explain(problem, error.message, error.again);
+  remember();
+  refresh();
+  toEnd();
+}
+
+/** Another answer in the place of one that was cut. @param {HTMLElement} article */
+async function retry(article) {
+  if (isBusy()) return;
+  const body = $(".text", article);
+  const before = body.textContent;
+  article.setAttribute("aria-busy", "true");
+  explain($(".note", article), "", false);
+  body.replaceChildren();
+  speech.replaceChildren();
+  refresh();
+  toEnd();
+  try {
+    article.dataset.id = (await post(`/answers/${article.dataset.id}/retry`, {})).answer;
+    listen(article, 0);
+  } catch (error) {
+    body.textContent = before;
+    settle(article, { status: "error", error: /** @type {Refused} */ (error) });
+  }
+}
+
+function halt() {
+  if (!live) return abort.abort();
+  const note = $(".note", live.article);
+  post(`/answers/${live.article.dataset.id}/stop`, {}).catch((error) => explain(note, error.message, false));
+}
+
+// --- hands and keys ----------------------------------------------------------------------------------------------
+
+$("#ask").addEventListener("submit", (event) => (event.preventDefault(), ask()));
+stop.addEventListener("click", halt);
+latest.addEventListener("click", toEnd);
+box.addEventListener("input", () => (remember(), refresh()));
+box.addEventListener("keydown", (event) => {
+  // An input method's Enter chooses a word (229: Safari's way to say so); on glass Enter makes a line.
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
+  if (isTouch && !event.ctrlKey && !event.metaKey) return;
+  event.preventDefault();
+  ask();
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && !event.isComposing && isBusy() && !chats.matches(":popover-open")) halt();
+});
+thread.addEventListener("click", ({ target }) => {
+  if (!(target instanceof HTMLElement)) return;
+  if (target.matches("article .retry")) retry(/** @type {HTMLElement} */ (target.closest("article")));
+  if (target.matches("#problem .retry")) ask();
+  if (target.matches(".example")) ask(void (box.value = together(box.value, target.textContent ?? "")));
+});
+thread.addEventListener("scroll", () => {
+  const gap = thread.scrollHeight - thread.clientHeight - thread.scrollTop;
+  if (gap <= 8) following = true;
+  else if (thread.scrollTop < lastTop) following = false; // the reader went up: let go
+  latest.hidden = following;
+  lastTop = thread.scrollTop;
+}, { passive: true });
+new ResizeObserver(() => following && toEnd()).observe(thread); // a keyboard opened, a phone was turned
+// iOS lays its keyboard over the page; elsewhere 100dvh is right by itself.
+visualViewport?.addEventListener("resize", () => {
+  if (visualViewport?.scale === 1) document.body.style.setProperty("--height", `${visualViewport.height}px`);
+});
+// A lid was closed, a Wi-Fi went: the old connection may be dead without knowing it.
+addEventListener("online", reconnect);
+document.addEventListener("visibilitychange", () => {
+  if (!document.hidden && live && Date.now() - live.heard > 20_000) reconnect();
+});
+addEventListener("pageshow", (event) => event.persisted && location.reload());
+for (const form of document.querySelectorAll("form.start")) {
+  form.addEventListener("submit", (event) => (event.preventDefault(), location.assign("/")));
+}
+
+const unfinished = /** @type {HTMLElement | null} */ (messages.querySelector('[aria-busy="true"]'));
+if (unfinished) listen(unfinished, Number(unfinished.dataset.after));
+recall();
+refresh();
+toEnd();
+if (!isTouch) box.focus();
