@@ -175,21 +175,38 @@ def _why_not(error: OSError, settings: Settings) -> str:
     return f"--host {settings.host} --port {settings.port}: can't listen there ({error.strerror or error})."
 
 
+def _show_progress(done: float) -> bool:
+    """From an SD card the weights take half a minute; a person wants to see that they come."""
+    if sys.stdout.isatty():
+        print(f"{done:4.0%}\b\b\b\b", end="", flush=True)
+    return True
+
+
 def serve(settings: Settings, model_path: Path, *, is_demo: bool) -> int:
     """Load the model, serve until Ctrl-C, and return the exit code. Raises UsageError and ModelFileError."""
     with _listen(settings) as listening:
         settings = settings.with_port(listening.getsockname()[1])
         began = time.monotonic()
-        print(f"Loading {model_path.name} …", flush=True)
+        print(f"Loading {model_path.name} … ", end="", flush=True)
         engine = open_engine(
-            model_path, n_ctx=settings.ctx, n_slots=settings.slots, n_threads=settings.threads, is_demo=is_demo
+            model_path,
+            n_ctx=settings.ctx,
+            n_slots=settings.slots,
+            n_threads=settings.threads,
+            is_demo=is_demo,
+            on_progress=_show_progress,
         )
         seconds, quant = time.monotonic() - began, engine.model.quant
-        print(f"Loaded in {seconds:.1f} s: {quant}, {settings.slots} × {settings.ctx} tokens.", flush=True)
+        print(f"{seconds:.1f} s: {quant}, {settings.slots} conversations of {settings.ctx} tokens.", flush=True)
         app = create_app(settings, engine)
         config = uvicorn.Config(
             app, log_level="warning", access_log=False, timeout_graceful_shutdown=SHUTDOWN_S, server_header=False
         )
         server = _Server(config, app, settings)
-        server.run([listening])
+        try:
+            server.run([listening])
+        except KeyboardInterrupt:  # uvicorn raises it again once everything has ended
+            print("\nStopped.")
+        finally:
+            engine.close()
     return 0 if server.started else 1

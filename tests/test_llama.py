@@ -112,9 +112,14 @@ def test_a_file_that_is_no_model_is_an_error_with_its_name(tmp_path: Path, conte
 def test_what_does_not_fit_is_refused_with_numbers_that_would(tiny_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="trained for 2048"):
         open_engine(tiny_path, n_ctx=4096, n_slots=1)
-    monkeypatch.setattr("server.engine.loader.available_bytes", lambda: 700_000)
-    with pytest.raises(UsageError, match="--ctx 512, or fewer --slots"):
-        open_engine(tiny_path, n_ctx=1024, n_slots=4)
+    monkeypatch.setattr("server.engine.loader.available_bytes", lambda: 1000)
+    with pytest.raises(UsageError, match="0 MB of memory are free"):
+        open_engine(tiny_path, n_ctx=256, n_slots=1)
+    n_bytes = tiny_path.stat().st_size
+    monkeypatch.setattr("server.engine.loader.available_bytes", lambda: n_bytes)
+    fits = n_bytes // (64 * 256) // 256 * 256 or 256
+    with pytest.raises(UsageError, match=f"--ctx {fits}, or fewer --slots"):
+        open_engine(tiny_path, n_ctx=2048, n_slots=64)
 
 
 def test_the_file_may_state_its_own_sampling(tiny_model: Model) -> None:

@@ -117,10 +117,20 @@ class Model:
         params = llama_cpp.llama_model_default_params()
         params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
         params.n_gpu_layers = 0
-        callback = llama_cpp.llama_progress_callback(lambda done, _: on_progress(done))
-        params.progress_callback = callback
+        raised: list[BaseException] = []
+
+        def progress(done: float, _user_data: object) -> bool:
+            try:
+                return on_progress(done)
+            except BaseException as error:  # Ctrl-C arrives here, and ctypes would only print it
+                raised.append(error)
+                return False
+
+        params.progress_callback = llama_cpp.llama_progress_callback(progress)
         _log_lines.clear()
         self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
+        if raised:
+            raise raised[0]
         if not self._model:
             raise ModelFileError(f"{path}: llama.cpp can't load it: {_last_error('no reason given')}")
         self.path = path

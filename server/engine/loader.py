@@ -38,6 +38,7 @@ def open_engine(
 
     Raises ModelFileError for the file, UsageError when n_ctx or the memory does not fit.
     """
+    _check_weights(path)
     model = Model(path, on_progress)
     try:
         _check_fits(model, n_ctx, n_slots)
@@ -59,6 +60,16 @@ def sampling_defaults(model: Model) -> SamplingParams:
     return replace(SamplingParams(), **numbers)  # type: ignore[arg-type]
 
 
+def _check_weights(path: Path) -> None:
+    """Loading more than there is would end in the kernel's hands, without a word."""
+    free, needed = available_bytes(), path.stat().st_size if path.exists() else 0
+    if free is not None and needed > free:
+        raise UsageError(
+            f"{path.name} takes {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB of memory are free: "
+            "close other programs, or serve a smaller --quant."
+        )
+
+
 def _check_fits(model: Model, n_ctx: int, n_slots: int) -> None:
     if n_ctx > model.n_ctx_train:
         raise UsageError(f"--ctx {n_ctx}: this model was trained for {model.n_ctx_train} tokens; give that or less.")
@@ -73,12 +84,13 @@ def _check_fits(model: Model, n_ctx: int, n_slots: int) -> None:
 
 
 def available_bytes() -> int | None:
-    """Memory that can be taken without swapping, in bytes; None where the system does not say."""
-    try:
-        found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-    except OSError:
-        return None
-    return int(found[1]) * 1024 if found else None
+    """Memory that can be taken without swapping, in bytes, a container's limit included; None: the system won't say."""
+    found = re.search(r"MemAvailable:\s+(\d+) kB", _text("/proc/meminfo"))
+    limit, used = _text("/sys/fs/cgroup/memory.max"), _text("/sys/fs/cgroup/memory.current")
+    frees = [int(found[1]) * 1024] if found else []
+    if limit.isdigit() and used.isdigit():
+        frees.append(max(0, int(limit) - int(used)))
+    return min(frees, default=None)
 
 
 def n_cores() -> int:
@@ -90,7 +102,12 @@ def n_cores() -> int:
 
 def _siblings(cpu: int) -> str:
     """The CPUs that share a core with this one, as Linux lists them; elsewhere each is its own."""
+    return _text(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") or str(cpu)
+
+
+def _text(path: str) -> str:
+    """A small file of the kernel's; "" where there is none."""
     try:
-        return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text().strip()
+        return Path(path).read_text().strip()
     except OSError:
-        return str(cpu)
+        return ""
