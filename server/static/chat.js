@@ -1,7 +1,6 @@
 // @ts-check
-// The page is complete as the server sends it. This script sends a question, writes its answer while it comes, and
-// keeps what is typed. It never builds markup from data: messages are clones of the page's own templates, and
-// text goes in as text.
+// The page is complete as the server sends it. This script sends a question, writes its answer while it comes, and keeps
+// what is typed. It never builds markup from data: messages are clones of the page's templates, and text goes in as text.
 
 /** @typedef {{status: string, reason?: string | null, error?: {code: string, message: string} | null}} End */
 
@@ -16,15 +15,9 @@ const isTouch = matchMedia("(pointer: coarse)").matches;
 /** A text of the reader's language; "" where there is none. @param {string} key */
 const text = (key) => $(`[data-key="${CSS.escape(key)}"]`, $("#texts"))?.textContent ?? "";
 
-/** What the server answered instead of what was asked for; `again`: another try may help. */
-class Refused extends Error {
-  /** @param {string} code @param {string} message @param {boolean} again */
-  constructor(code, message, again) {
-    super(text(code) || message);
-    this.code = code;
-    this.again = again;
-  }
-}
+/** What came instead of what was asked for; `again`: another try may help. @typedef {Error & {code: string, again: boolean}} Refusal */
+/** @param {string} code @param {string} message @param {boolean} again @returns {Refusal} */
+const refusal = (code, message, again) => Object.assign(new Error(text(code) || message), { code, again });
 
 /** @param {string} url @param {object} body @param {AbortSignal} [signal] @returns {Promise<any>} */
 async function post(url, body, signal) {
@@ -32,8 +25,8 @@ async function post(url, body, signal) {
   const reply = await fetch(url, { method: "POST", headers, body: JSON.stringify(body), signal }).catch(() => null);
   const data = await reply?.json().catch(() => null);
   if (reply?.status === 204 || (reply?.ok && data)) return data;
-  if (!reply || !data?.error) throw new Refused("offline", "", true); // no reply, or a proxy's own error page
-  throw new Refused(data.error.code, data.error.message, reply.status >= 500 || [409, 429].includes(reply.status));
+  if (!reply || !data?.error) throw refusal("offline", "", true); // no reply, or a proxy's own error page
+  throw refusal(data.error.code, data.error.message, reply.status >= 500 || [409, 429].includes(reply.status));
 }
 
 // --- what is typed -----------------------------------------------------------------------------------------------
@@ -68,15 +61,15 @@ function remember() {
 
 function recall() {
   const draft = stored() ?? { text: "", key: "" };
-  const asked = messages.querySelectorAll('[data-role="user"] .text');
-  const didArrive = draft.key && asked.length > 0 && asked[asked.length - 1].textContent === draft.text.trim();
+  const asked = [...messages.querySelectorAll('[data-role="user"] .text')].pop()?.textContent;
+  const didArrive = draft.key && asked === draft.text.trim();
   if (!didArrive && !box.value) box.value = draft.text;
   unsent = { text: draft.text.trim(), key: draft.key ?? "" };
   remember();
 }
 
 /** 128 random bits; crypto.randomUUID is missing where a phone opens http://192.168.… */
-const newKey = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byte) => byte.toString(16).padStart(2, "0")).join("");
+const newKey = () => crypto.getRandomValues(new Uint32Array(4)).join("-");
 
 // --- what is shown -----------------------------------------------------------------------------------------------
 
@@ -84,19 +77,16 @@ const newKey = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (byt
 /** @type {{article: HTMLElement, source: EventSource, after: number, pending: string, heard: number, spoken: number} | null} */
 let live = null;
 let frame = 0;
+let lost = 0;
 let following = true;
 let lastTop = 0;
 
-const isBusy = () => messages.querySelector('[aria-busy="true"]') !== null;
+const isBusy = () => $('#messages [aria-busy="true"]') !== null;
 
+/** The stylesheet does the rest: which button there is, the welcome, the waiting sign follow from the messages. */
 function refresh() {
-  send.hidden = isBusy();
-  stop.hidden = !send.hidden;
   send.disabled = !box.value.trim();
-  $("#welcome").hidden = messages.childElementCount > 0;
-  if (CSS.supports("field-sizing", "content")) return;
-  box.style.height = "auto";
-  box.style.height = `${box.scrollHeight}px`;
+  box.rows = Math.min(8, box.value.split("\n").length); // for browsers without field-sizing: content
 }
 
 function toEnd() {
@@ -112,8 +102,8 @@ function add(role, content = "") {
   return article;
 }
 
-/** @param {HTMLElement} note @param {string} why @param {boolean} again */
-function explain(note, why, again) {
+/** @param {HTMLElement} note @param {string} [why] @param {boolean} [again] */
+function explain(note, why = "", again = false) {
   $(".why", note).textContent = why;
   $(".retry", note).hidden = !again;
   note.hidden = !why;
@@ -124,7 +114,6 @@ function settle(article, { status, reason, error }) {
   const why = error && status === "error" ? text(error.code) || error.message : text(reason === "length" ? "length" : status);
   article.removeAttribute("aria-busy");
   explain($(".note", article), why, ["stopped", "interrupted", "error"].includes(status));
-  refresh();
   if (following) toEnd();
   if (document.activeElement === document.body && !isTouch) box.focus(); // Stop had the focus, and is gone
 }
@@ -159,25 +148,32 @@ function list(url, title) {
     [link.href, link.dir, link.ariaCurrent, link.textContent] = [url, "auto", "page", title];
   }
   $("#list").prepend(line);
-  $("#no-chats").hidden = true;
 }
 
 // --- an answer ---------------------------------------------------------------------------------------------------
+
+function begin() {
+  explain(problem);
+  speech.replaceChildren();
+  remember();
+  refresh();
+  toEnd();
+}
 
 /** @param {HTMLElement} article @param {number} after */
 function listen(article, after) {
   const source = new EventSource(`/answers/${article.dataset.id}/events?after=${after}`);
   const body = $(".text", article);
   const mine = { article, source, after, pending: "", heard: Date.now(), spoken: body.textContent?.length ?? 0 };
-  let lost = 0;
   live = mine;
   source.onopen = () => {
-    lost = void clearTimeout(lost) ?? 0;
-    explain($(".note", article), "", false);
+    clearTimeout(lost);
+    lost = 0;
+    explain($(".note", article));
   };
   source.onerror = () => {
     // A short gap mends itself unseen. A refusal (a proxy's 502) ends an EventSource for good: begin a new one.
-    lost ||= setTimeout(() => explain($(".note", article), text("lost"), false), 1200);
+    lost ||= setTimeout(() => explain($(".note", article), text("lost")), 1200);
     if (source.readyState === EventSource.CLOSED) setTimeout(() => live === mine && reconnect(), 2000);
   };
   source.addEventListener("delta", (event) => {
@@ -191,6 +187,7 @@ function listen(article, after) {
   });
   source.addEventListener("end", (event) => {
     clearTimeout(lost);
+    lost = 0;
     source.close();
     flush();
     speak(body.textContent ?? "", true);
@@ -206,32 +203,28 @@ function reconnect() {
   listen(live.article, live.after);
 }
 
-async function ask() {
-  const asked = box.value.trim();
+/** Send a question; `rest` stays in the box. */
+async function ask(asked = box.value.trim(), rest = "") {
   if (!asked || isBusy()) return;
   sending = { text: asked, key: (asked === unsent.text && unsent.key) || newKey() };
   abort = new AbortController();
-  box.value = "";
-  explain(problem, "", false);
-  speech.replaceChildren();
+  box.value = rest;
   const [question, answer] = [add("user", asked), add("assistant")];
-  remember();
-  refresh();
-  toEnd();
+  begin();
   try {
     const reply = await post("/messages", { ...sending, conversation: conversation || undefined }, abort.signal);
-    arrived(reply);
+    arrived(reply.conversation);
     answer.dataset.id = reply.answer;
     listen(answer, 0);
   } catch (error) {
-    question.remove();
-    answer.remove();
-    takeBack(/** @type {Refused} */ (error));
+    messages.removeChild(question);
+    messages.removeChild(answer);
+    takeBack(/** @type {Refusal} */ (error));
   }
 }
 
-/** @param {{conversation: {id: string, url: string, title: string}}} reply */
-function arrived({ conversation: { id, url, title } }) {
+/** @param {{id: string, url: string, title: string}} where */
+function arrived({ id, url, title }) {
   sending = null;
   unsent = { text: "", key: "" };
   stored(null); // under the old name: a new chat has its own from here on
@@ -244,7 +237,7 @@ function arrived({ conversation: { id, url, title } }) {
   list(url, title);
 }
 
-/** The question did not get through: it goes back into the box. @param {Refused} error */
+/** The question did not get through: it goes back into the box. @param {Refusal} error */
 function takeBack(error) {
   if (sending) unsent = sending;
   sending = null;
@@ -261,47 +254,42 @@ async function retry(article) {
   const body = $(".text", article);
   const before = body.textContent;
   article.setAttribute("aria-busy", "true");
-  explain($(".note", article), "", false);
+  explain($(".note", article));
   body.replaceChildren();
-  speech.replaceChildren();
-  refresh();
-  toEnd();
+  begin();
   try {
     article.dataset.id = (await post(`/answers/${article.dataset.id}/retry`, {})).answer;
     listen(article, 0);
   } catch (error) {
     body.textContent = before;
-    settle(article, { status: "error", error: /** @type {Refused} */ (error) });
+    settle(article, { status: "error", error: /** @type {Refusal} */ (error) });
   }
 }
 
 function halt() {
   if (!live) return abort.abort();
-  const note = $(".note", live.article);
-  post(`/answers/${live.article.dataset.id}/stop`, {}).catch((error) => explain(note, error.message, false));
+  const { article } = live;
+  post(`/answers/${article.dataset.id}/stop`, {}).catch((error) => explain($(".note", article), error.message));
 }
 
 // --- hands and keys ----------------------------------------------------------------------------------------------
 
-$("#ask").addEventListener("submit", (event) => (event.preventDefault(), ask()));
-stop.addEventListener("click", halt);
-latest.addEventListener("click", toEnd);
-box.addEventListener("input", () => (remember(), refresh()));
-box.addEventListener("keydown", (event) => {
-  // An input method's Enter chooses a word (229: Safari's way to say so); on glass Enter makes a line.
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
-  if (isTouch && !event.ctrlKey && !event.metaKey) return;
+stop.onclick = halt;
+latest.onclick = toEnd;
+box.oninput = () => (remember(), refresh());
+addEventListener("keydown", (event) => {
+  if (event.isComposing || event.keyCode === 229) return; // an input method's Enter chooses a word (229: in Safari)
+  if (event.key === "Escape" && isBusy() && !chats.matches(":popover-open")) halt();
+  if (event.key !== "Enter" || event.target !== box || event.shiftKey) return;
+  if (isTouch && !event.ctrlKey && !event.metaKey) return; // on glass Enter makes a line
   event.preventDefault();
   ask();
-});
-document.addEventListener("keydown", (event) => {
-  if (event.key === "Escape" && !event.isComposing && isBusy() && !chats.matches(":popover-open")) halt();
 });
 thread.addEventListener("click", ({ target }) => {
   if (!(target instanceof HTMLElement)) return;
   if (target.matches("article .retry")) retry(/** @type {HTMLElement} */ (target.closest("article")));
   if (target.matches("#problem .retry")) ask();
-  if (target.matches(".example")) ask(void (box.value = together(box.value, target.textContent ?? "")));
+  if (target.matches(".example")) ask(target.textContent?.trim(), box.value);
 });
 thread.addEventListener("scroll", () => {
   const gap = thread.scrollHeight - thread.clientHeight - thread.scrollTop;
@@ -312,20 +300,19 @@ thread.addEventListener("scroll", () => {
 }, { passive: true });
 new ResizeObserver(() => following && toEnd()).observe(thread); // a keyboard opened, a phone was turned
 // iOS lays its keyboard over the page; elsewhere 100dvh is right by itself.
-visualViewport?.addEventListener("resize", () => {
-  if (visualViewport?.scale === 1) document.body.style.setProperty("--height", `${visualViewport.height}px`);
-});
+const view = visualViewport;
+if (view) view.onresize = () => view.scale === 1 && document.body.style.setProperty("--height", `${view.height}px`);
 // A lid was closed, a Wi-Fi went: the old connection may be dead without knowing it.
 addEventListener("online", reconnect);
-document.addEventListener("visibilitychange", () => {
-  if (!document.hidden && live && Date.now() - live.heard > 20_000) reconnect();
-});
+document.addEventListener("visibilitychange", () => !document.hidden && live && Date.now() - live.heard > 20_000 && reconnect());
 addEventListener("pageshow", (event) => event.persisted && location.reload());
-for (const form of document.querySelectorAll("form.start")) {
-  form.addEventListener("submit", (event) => (event.preventDefault(), location.assign("/")));
-}
+addEventListener("submit", (event) => {
+  event.preventDefault(); // "/?" would be the address that the form alone makes
+  if (event.target === $("#ask")) ask();
+  else location.assign("/");
+});
 
-const unfinished = /** @type {HTMLElement | null} */ (messages.querySelector('[aria-busy="true"]'));
+const unfinished = $('#messages [aria-busy="true"]');
 if (unfinished) listen(unfinished, Number(unfinished.dataset.after));
 recall();
 refresh();
