@@ -1,0 +1,105 @@
+"""The languages of the page: every text has its translation, and the reader's own language is chosen."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from pathlib import Path
+
+import pytest
+
+from server import errors, i18n
+from server.engine.engine import ModelInfo
+from server.store import StoreFailed
+from server.templating import STATIC, TEMPLATES, environment, render
+
+MODEL = ModelInfo("Qwen2.5-0.5B-Instruct", "IQ4_NL", 4096)
+
+
+def page(language: str, model: ModelInfo = MODEL) -> str:
+    return render("chat.html", language, model=model, conversation=None, recent=(), thread=())
+
+
+def texts_of_the_templates() -> set[str]:
+    source = environment(i18n.Catalogue("en", {}))
+    found = set()
+    for path in TEMPLATES.glob("*.html"):
+        for _, _, message in source.extract_translations(path.read_text("utf-8")):  # type: ignore[attr-defined]
+            found.add(message)
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(i18n.LOCALE.glob("*.po")), ids=lambda path: path.stem)
+def test_every_catalogue_has_every_text_and_no_other(path: Path) -> None:
+    assert set(i18n.read_po(path).texts) == texts_of_the_templates()
+
+
+def test_every_error_that_a_reader_may_meet_has_words_for_people() -> None:
+    shown = set(re.findall(r'data-key="(\w+)"', page("en")))
+    found = [error for error in vars(errors).values() if isinstance(error, type) and issubclass(error, Exception)]
+    codes = {error.code for error in (*found, StoreFailed) if issubclass(error, errors.SparrowError)}
+    # These name a field of a program's request; the page's own script does not send them.
+    assert codes - shown == {"usage_error", "model_file_error", "invalid_request", "invalid_value"}
+
+
+@pytest.mark.parametrize(
+    "header, language",
+    [
+        ("", "en"),
+        ("zh-CN,zh;q=0.9,en;q=0.8", "zh"),
+        ("zh", "zh"),
+        ("ZH-Hant-TW", "zh"),
+        ("en-GB,en;q=0.9,zh;q=0.8", "en"),
+        ("de-DE,de;q=0.9,zh;q=0.5,en;q=0.4", "zh"),
+        ("fr, en;q=0.1, zh;q=0.2", "zh"),
+        ("en;q=0, zh", "zh"),
+        ("*", "en"),
+        ("zh;q=nonsense", "en"),
+        ("zh;q=1.2.3", "en"),
+        (";;,,=", "en"),
+    ],
+)
+def test_the_readers_first_language_that_there_is(header: str, language: str) -> None:
+    assert i18n.choose(header, {"en", "zh"}) == language
+
+
+def test_a_chinese_reader_gets_a_chinese_page() -> None:
+    chinese = page("zh-CN,zh;q=0.9")
+    assert '<html lang="zh-Hans">' in chinese
+    for name in ("消息", "发送", "停止", "新对话", "重试"):
+        assert name in chinese
+    # What is left in Latin letters is the page's own code and the model's name.
+    words = re.sub(r"<[^>]*>", " ", chinese.replace("Qwen2.5-0.5B-Instruct", "").replace("IQ4_NL", ""))
+    assert set(re.findall(r"[A-Za-z]{2,}", words)) == {"Sparrow", "JavaScript"}
+
+
+@pytest.mark.parametrize("language, words", [("en", "This is the demo."), ("zh", "这是演示。")])
+def test_the_demo_says_that_it_is_one(language: str, words: str) -> None:
+    assert words in page(language, ModelInfo("sparrow-demo", "F16", 4096, is_demo=True))
+    assert words not in page(language)
+
+
+def test_a_catalogue_is_read_with_continuations_and_escapes(tmp_path: Path) -> None:
+    path = tmp_path / "xx.po"
+    path.write_text(
+        '# a comment\nmsgid ""\nmsgstr "Language: xx-Test\\n"\n\nmsgid "one "\n"two"\nmsgstr "eins \\"zwei\\""\n'
+        'msgid "untranslated"\nmsgstr ""\n'
+    )
+    catalogue = i18n.read_po(path)
+    assert (catalogue.tag, catalogue.texts) == ("xx-Test", {"one two": 'eins "zwei"'})
+    assert catalogue.gettext("untranslated") == "untranslated"
+
+
+def test_a_line_that_is_not_understood_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "xx.po"
+    path.write_text('msgid "a"\nmsgctxt "b"\n')
+    with pytest.raises(ValueError, match="xx.po, line 2"):
+        i18n.read_po(path)
+
+
+def test_the_first_visit_stays_light() -> None:
+    parts = {"page": page("zh").encode(), **{path.name: path.read_bytes() for path in STATIC.iterdir()}}
+    sizes = {name: len(gzip.compress(content)) for name, content in parts.items()}
+    print("first visit, bytes compressed:", sizes, "together", sum(sizes.values()))
+    assert sum(sizes.values()) < 60_000
+    assert sum(map(len, parts.values())) < 60_000, "without compression, too: the server sends it plain"

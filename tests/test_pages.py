@@ -1,0 +1,277 @@
+"""The page and its conversations over HTTP, on the real engine with a random model whose answers are long."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from server.app import create_app
+from server.engine.loader import open_engine
+from server.settings import Settings
+from tests.page_reader import Article, articles, events, text_of
+
+N_CTX = 1024
+Open = Callable[[], AbstractContextManager[TestClient]]
+
+
+@pytest.fixture
+def open_app(tiny_path: Path, tmp_path: Path) -> Open:
+    """A new life of the server on the same data; answers never end by themselves before the context is full."""
+
+    def open() -> AbstractContextManager[TestClient]:
+        engine = open_engine(tiny_path, n_ctx=N_CTX, n_slots=1, n_threads=1)
+        engine.sampling_defaults = replace(engine.sampling_defaults, ignore_eos=True)
+        return TestClient(create_app(Settings(data_dir=tmp_path), engine), base_url="http://127.0.0.1")
+
+    return open
+
+
+@pytest.fixture
+def client(open_app: Open) -> Iterator[TestClient]:
+    with open_app() as client:
+        yield client
+
+
+def ask(client: TestClient, text: str = "Hello", conversation: str | None = None) -> Any:
+    reply = client.post("/messages", json={"text": text, "key": secrets.token_hex(16), "conversation": conversation})
+    assert reply.status_code == 201, reply.text
+    return reply.json()
+
+
+def listen(client: TestClient, answer: int, after: int = 0, **headers: str) -> str:
+    return client.get(f"/answers/{answer}/events?after={after}", headers=headers).text
+
+
+def stop(client: TestClient, answer: int) -> None:
+    assert client.post(f"/answers/{answer}/stop", json={}).status_code == 204
+    listen(client, answer)
+
+
+def wait_for_text(client: TestClient, url: str) -> Article:
+    """The page in the middle of its last answer."""
+    deadline = time.monotonic() + 10
+    while not (last := articles(client.get(url).text)[-1]).text:
+        assert time.monotonic() < deadline
+    return last
+
+
+def test_the_first_visit_gets_a_session_that_scripts_and_other_sites_cannot_use(client: TestClient) -> None:
+    reply = client.get("/")
+    cookie = reply.headers["set-cookie"]
+    assert re.match(r"sparrow=[\w-]{22}; HttpOnly; .*SameSite=lax", cookie), cookie
+    assert reply.headers["cache-control"] == "no-store"
+    assert "set-cookie" not in client.get("/").headers
+
+
+def test_a_forged_session_is_replaced(client: TestClient) -> None:
+    client.cookies.set("sparrow", "x" * 500)
+    assert "set-cookie" in client.get("/").headers
+
+
+def test_the_page_needs_nothing_that_the_content_security_policy_forbids(client: TestClient) -> None:
+    asked = ask(client)
+    stop(client, asked["answer"])
+    for page in (client.get("/").text, client.get(asked["conversation"]["url"]).text, client.get("/c/none").text):
+        assert not re.search(r"<style|<script(?![^>]* src=)| style=| on\w+=|javascript:|https?://", page)
+
+
+def test_an_answer_streams_to_its_end_and_comes_back_on_reload(client: TestClient) -> None:
+    asked = ask(client, "  Hello\nthere ")
+    stream = listen(client, asked["answer"])
+    *deltas, (event, _, end) = events(stream)
+    assert deltas and all(event == "delta" for event, _, _ in deltas)
+    assert [int(id) for _, id, _ in deltas] == list(range(1, len(deltas) + 1))
+    assert (event, end) == ("end", {"status": "done", "reason": "length", "error": None})
+    page = client.get(asked["conversation"]["url"]).text
+    question, answer = articles(page)
+    assert question.text == "Hello\nthere" and answer.text == text_of(stream)
+    assert not answer.is_busy and "memory is full" in answer.note and not answer.can_retry
+    assert "<title>Hello there · Sparrow</title>" in page
+    assert f'href="{asked["conversation"]["url"]}" dir="auto" aria-current="page">Hello there</a>' in page
+
+
+@pytest.mark.parametrize("seen", [0, 1, 17])
+def test_who_comes_back_misses_nothing_and_gets_nothing_twice(client: TestClient, seen: int) -> None:
+    answer = ask(client)["answer"]
+    whole = events(listen(client, answer))
+    assert events(listen(client, answer, after=seen)) == whole[seen:]
+    assert events(listen(client, answer, after=0, **{"Last-Event-ID": str(seen)})) == whole[seen:]
+    reply = client.get(f"/answers/{answer}/events", headers={"Last-Event-ID": str(len(whole))})
+    assert reply.status_code == 204
+
+
+def test_a_reload_in_the_middle_goes_on_where_the_page_ends(client: TestClient) -> None:
+    asked = ask(client)
+    middle = wait_for_text(client, asked["conversation"]["url"])
+    assert middle.is_busy and middle.after > 0
+    rest = listen(client, asked["answer"], after=middle.after)
+    assert len(events(rest)) > 1, "the answer was over before the page was read"
+    (_, finished) = articles(client.get(asked["conversation"]["url"]).text)
+    assert middle.text + text_of(rest) == finished.text
+
+
+def test_an_answer_is_written_although_nobody_listens(client: TestClient) -> None:
+    asked = ask(client)
+    with client.stream("GET", f"/answers/{asked['answer']}/events") as reply:
+        next(reply.iter_lines())
+    deadline = time.monotonic() + 30
+    while articles(client.get(asked["conversation"]["url"]).text)[-1].is_busy:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert len(articles(client.get(asked["conversation"]["url"]).text)[-1].text) > 100
+
+
+def test_stop_keeps_what_is_there_and_retry_answers_again(client: TestClient) -> None:
+    asked = ask(client)
+    wait_for_text(client, asked["conversation"]["url"])
+    assert client.post(f"/answers/{asked['answer']}/stop", json={}).status_code == 204
+    assert events(listen(client, asked["answer"]))[-1][2]["status"] == "stopped"
+    (_, stopped) = articles(client.get(asked["conversation"]["url"]).text)
+    assert stopped.text and stopped.note == "Stopped." and stopped.can_retry
+    reply = client.post(f"/answers/{stopped.id}/retry", json={})
+    assert reply.status_code == 201
+    again = reply.json()["answer"]
+    assert again != stopped.id and events(listen(client, again))[-1][2]["status"] == "done"
+    assert [article.id for article in articles(client.get(asked["conversation"]["url"]).text)][1:] == [again]
+    assert client.post(f"/answers/{again}/stop", json={}).status_code == 204, "stopping what has ended is harmless"
+
+
+def test_the_same_key_is_answered_once(client: TestClient) -> None:
+    client.get("/")
+    body = {"text": "Hello", "key": secrets.token_hex(16)}
+    first, second = (client.post("/messages", json=body) for _ in range(2))
+    assert (first.status_code, second.status_code) == (201, 200) and first.json() == second.json()
+    stop(client, first.json()["answer"])
+    assert len(articles(client.get(first.json()["conversation"]["url"]).text)) == 2
+
+
+def test_one_conversation_answers_one_question_at_a_time(client: TestClient) -> None:
+    asked = ask(client)
+    conversation = asked["conversation"]["id"]
+    second = {"text": "And?", "conversation": conversation}
+    for path, body in (("/messages", second), (f"/answers/{asked['answer']}/retry", {})):
+        reply = client.post(path, json=body)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (409, "conflict")
+    stop(client, asked["answer"])
+    stop(client, ask(client, "And?", conversation)["answer"])
+    assert [article.role for article in articles(client.get(f"/c/{conversation}").text)] == ["user", "assistant"] * 2
+
+
+def test_browsers_never_see_each_other(client: TestClient) -> None:
+    asked = ask(client, "my secret")
+    stop(client, asked["answer"])
+    mine = dict(client.cookies)
+    client.cookies.clear()
+    assert "my secret" not in client.get("/").text
+    assert dict(client.cookies) != mine
+    assert client.get(asked["conversation"]["url"]).status_code == 404
+    assert client.get(f"/answers/{asked['answer']}/events").status_code == 404
+    for path, body in (
+        ("/messages", {"text": "hi", "conversation": asked["conversation"]["id"]}),
+        (f"/answers/{asked['answer']}/stop", {}),
+        (f"/answers/{asked['answer']}/retry", {}),
+    ):
+        reply = client.post(path, json=body)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (404, "not_found")
+    client.cookies.clear()
+    client.cookies.update(mine)
+    assert len(articles(client.get(asked["conversation"]["url"]).text)) == 2
+
+
+@pytest.mark.parametrize(
+    "body, status, code, param",
+    [
+        ({}, 400, "invalid_value", "text"),
+        ({"text": " \n "}, 400, "invalid_value", "text"),
+        ({"text": 7}, 400, "invalid_value", "text"),
+        ({"text": "x" * 100_001}, 413, "too_large", "text"),
+        ({"text": "x" * 1_100_000}, 413, "too_large", None),
+        ({"text": "x" * 5_000}, 400, "context_length_exceeded", "messages"),
+        ({"text": "hi", "key": "short"}, 400, "invalid_value", "key"),
+        ({"text": "hi", "conversation": 5}, 400, "invalid_value", "conversation"),
+        ({"text": "hi", "conversation": "none"}, 404, "not_found", None),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_and_not_stored(
+    client: TestClient, body: dict[str, Any], status: int, code: str, param: str | None
+) -> None:
+    client.get("/")
+    reply = client.post("/messages", json=body)
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"], error["param"]) == (status, code, param)
+    assert "/c/" not in client.get("/").text
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
+def test_a_form_of_another_site_cannot_ask(client: TestClient, kind: str) -> None:
+    reply = client.post("/messages", content=b'{"text": "hi"}', headers={"Content-Type": kind})
+    assert reply.status_code == 400 and "application/json" in reply.json()["error"]["message"]
+
+
+def test_what_people_and_models_write_is_never_markup(client: TestClient) -> None:
+    evil = "<script>alert(1)</script><img src=x onerror=alert(1)>\"'</title>"
+    asked = ask(client, evil)
+    stop(client, asked["answer"])
+    page = client.get(asked["conversation"]["url"]).text
+    assert "alert(1)" in page and "<script>" not in page and "<img" not in page
+    assert articles(page)[0].text == evil
+
+
+def test_a_full_queue_is_an_error_in_place_that_retry_mends(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.engine.engine.MAX_WAITING", 0)
+    first, refused = ask(client, "first"), ask(client, "second")
+    assert events(listen(client, refused["answer"]))[-1][2]["error"]["code"] == "queue_full"
+    (question, answer) = articles(client.get(refused["conversation"]["url"]).text)
+    assert question.text == "second" and "Many are asking" in answer.note and answer.can_retry
+    stop(client, first["answer"])
+    again = client.post(f"/answers/{answer.id}/retry", json={}).json()["answer"]
+    stop(client, again)
+
+
+def test_a_disk_that_turned_read_only_ends_the_answer_with_its_reason(client: TestClient) -> None:
+    asked = ask(client)
+    wait_for_text(client, asked["conversation"]["url"])
+    store = client.app_state["store"]
+    assert client.portal is not None
+    client.portal.call(store._write, lambda db: db.execute("PRAGMA query_only = ON").fetchall())
+    assert events(listen(client, asked["answer"]))[-1][2]["error"]["code"] == "store_failed"
+
+
+def test_after_a_restart_the_answer_comes_out_of_the_store(open_app: Open) -> None:
+    with open_app() as client:
+        asked = ask(client)
+        text = text_of(listen(client, asked["answer"]))
+        cookies = client.cookies
+    with open_app() as client:
+        client.cookies = cookies
+        end = {"status": "done", "reason": "length", "error": None}
+        assert events(listen(client, asked["answer"], after=3)) == [("reset", "0", {"text": text}), ("end", "end", end)]
+        reply = client.get(f"/answers/{asked['answer']}/events", headers={"Last-Event-ID": "end"})
+        assert reply.status_code == 204
+
+
+def test_a_server_that_goes_down_lets_listeners_go_and_keeps_the_half(open_app: Open, tmp_path: Path) -> None:
+    with open_app() as client:
+        asked = ask(client)
+        half = wait_for_text(client, asked["conversation"]["url"])
+        cookies = client.cookies
+    with sqlite3.connect(tmp_path / "sparrow.db") as db:
+        (status, text) = db.execute("SELECT status, content FROM messages WHERE id = ?", (half.id,)).fetchone()
+    db.close()
+    assert status == "interrupted" and text.startswith(half.text)
+    with open_app() as client:
+        client.cookies = cookies
+        (_, answer) = articles(client.get(asked["conversation"]["url"]).text)
+        assert answer.text == text and "server stopped" in answer.note and answer.can_retry
