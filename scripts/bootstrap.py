@@ -35,7 +35,7 @@ BUSY = VENV / ".sparrow-busy"
 BUILD_LOCK, RUN_LOCK, DEV_LOCK = (ROOT / f"requirements{kind}.lock" for kind in ("-build", "", "-dev"))
 CPU_WHEELS = "https://abetlen.github.io/llama-cpp-python/whl/cpu"
 """Where the bindings' README says that ready-made wheels for CPUs are."""
-DISK_BYTES = {False: 1_200_000_000, True: 1_700_000_000}
+DISK_BYTES = {False: 700_000_000, True: 1_100_000_000}
 """Peak of a set-up from nothing, without and with the tools for tests: packages, llama.cpp's sources and objects."""
 SILENT_S, TTY_S = 20.0, 0.5
 
@@ -59,6 +59,7 @@ def enter(dev: bool = False) -> None:
             print("\nSet-up interrupted: the next start goes on.", file=sys.stderr)
             sys.exit(130)
     elif inside:
+        sys.path.insert(1, str(ROOT))  # the scripts lie beside the package that they import
         return
     sys.stdout.flush()
     os.execv(_python(), [_python(), *sys.orig_argv[1:]])
