@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -76,17 +76,26 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def flag_of(row: Field[Any]) -> str:
+    """How the setting is spelt on the command line: a switch that is on by default has a flag to turn it off."""
+    return _flag(f"no_{row.name}" if row.default is True else row.name)
+
+
+def help_of(row: Field[Any]) -> str:
+    """What the flag does, in a few words."""
+    return ("do not " if row.default is True else "") + str(row.metadata["help"])
+
+
 def parser(prog: str, description: str) -> argparse.ArgumentParser:
     """The CLI of the table. Flags are strings until `load` converts them, so that every message names its flag."""
     made = _Parser(prog=prog, description=description, allow_abbrev=False)
     for row in fields(Settings):
-        help_text = row.metadata["help"] + ("" if row.default in (None, True, False) else f" (default: {row.default})")
+        text = help_of(row) + ("" if row.default in (None, True, False) else f" (default: {row.default})")
         if row.type == "bool":
-            flag = _flag("no_" + row.name) if row.default else _flag(row.name)
-            text = f"do not {help_text}" if row.default else help_text
-            made.add_argument(flag, dest=row.name, action="store_const", const=str(int(not row.default)), help=text)
+            set_to = str(int(not row.default))
+            made.add_argument(flag_of(row), dest=row.name, action="store_const", const=set_to, help=text)
         else:
-            made.add_argument(_flag(row.name), dest=row.name, metavar=row.metadata["metavar"], help=help_text)
+            made.add_argument(flag_of(row), dest=row.name, metavar=row.metadata["metavar"], help=text)
     return made
 
 
