@@ -118,6 +118,7 @@ async def ask(request: Request[AppState]) -> Response:
     response = JSONResponse(
         {
             "conversation": {"id": found.id, "url": f"/c/{found.id}", "title": found.title},
+            "parent": exchange.question.parent_id,
             "question": exchange.question.id,
             "answer": exchange.answer.id,
         },

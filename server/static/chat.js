@@ -76,7 +76,7 @@ const newKey = () => crypto.getRandomValues(new Uint32Array(4)).join("-");
 /** The answer that is listened to; `after`: number of the last event that is in `article` or in `pending`. */
 /** @type {{article: HTMLElement, source: EventSource, after: number, pending: string, heard: number, spoken: number} | null} */
 let live = null;
-let frame = 0;
+let timer = 0;
 let lost = 0;
 let following = true;
 let lastTop = 0;
@@ -115,11 +115,11 @@ function settle(article, { status, reason, error }) {
   article.removeAttribute("aria-busy");
   explain($(".note", article), why, ["stopped", "interrupted", "error"].includes(status));
   if (following) toEnd();
-  if (document.activeElement === document.body && !isTouch) box.focus(); // Stop had the focus, and is gone
+  if (document.activeElement === stop && !isTouch) box.focus(); // Stop is gone
 }
 
 function flush() {
-  frame = 0;
+  timer = 0;
   if (!live?.pending) return;
   const body = $(".text", live.article);
   const node = /** @type {Text} */ (body.firstChild ?? body.appendChild(new Text()));
@@ -179,7 +179,7 @@ function listen(article, after) {
   source.addEventListener("delta", (event) => {
     [mine.after, mine.heard] = [Number(event.lastEventId), Date.now()];
     mine.pending += JSON.parse(event.data).text;
-    frame ||= requestAnimationFrame(flush);
+    timer ||= setTimeout(flush, 30); // animation frames would stand still in a tab behind another
   });
   source.addEventListener("reset", (event) => {
     mine.pending = "";
@@ -213,7 +213,9 @@ async function ask(asked = box.value.trim(), rest = "") {
   begin();
   try {
     const reply = await post("/messages", { ...sending, conversation: conversation || undefined }, abort.signal);
+    const known = /** @type {HTMLElement | null} */ (question.previousElementSibling)?.dataset.id ?? "";
     arrived(reply.conversation);
+    if (known !== String(reply.parent ?? "")) return location.reload(); // another tab has gone on meanwhile
     answer.dataset.id = reply.answer;
     listen(answer, 0);
   } catch (error) {
@@ -274,7 +276,7 @@ function halt() {
 
 // --- hands and keys ----------------------------------------------------------------------------------------------
 
-stop.onclick = halt;
+stop.onclick = ({ detail }) => detail < 2 && halt(); // the second click of a hasty double click on Send is no Stop
 latest.onclick = toEnd;
 box.oninput = () => (remember(), refresh());
 addEventListener("keydown", (event) => {

@@ -1,0 +1,80 @@
+"""The chat as a person sees it: by the names of its parts, which are the contract of the page."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from playwright.sync_api import Locator, Page, expect
+
+COUNT = "Count from 1 to 100."
+HUNDRED = ", ".join(map(str, range(1, 101)))
+SLOW = 30_000
+"""Milliseconds for what the model computes: two cores may be shared with other tests."""
+
+
+def box(page: Page) -> Locator:
+    return page.get_by_role("textbox", name="Message", exact=True)
+
+
+def button(page: Page, name: str) -> Locator:
+    return page.get_by_role("button", name=name, exact=True)
+
+
+def questions(page: Page) -> Locator:
+    return page.locator('article[data-role="user"] .text')
+
+
+def answers(page: Page) -> Locator:
+    return page.locator('article[data-role="assistant"] .text')
+
+
+def busy(page: Page) -> Locator:
+    return page.locator('article[aria-busy="true"]')
+
+
+def say(page: Page, text: str) -> None:
+    """Type it and press Enter; returns at once."""
+    box(page).fill(text)
+    box(page).press("Enter")
+
+
+def say_and_wait(page: Page, text: str, answer: str) -> None:
+    """Ask, and see exactly this answer come to its end."""
+    before = answers(page).count()
+    say(page, text)
+    expect(answers(page)).to_have_count(before + 1)
+    expect(busy(page)).to_have_count(0, timeout=SLOW)
+    assert written(page) == answer
+
+
+def written(page: Page) -> str:
+    """The last answer, letter by letter."""
+    return answers(page).last.text_content() or ""
+
+
+def wait_for_first_words(page: Page) -> None:
+    """The last answer has begun, and may go on."""
+    expect(answers(page).last).not_to_have_text("", timeout=SLOW)
+
+
+def note(page: Page) -> Locator:
+    """What stands below the last answer."""
+    return page.locator("article .note .why").last
+
+
+def watch(page: Page) -> None:
+    """From now on, `states` knows every text that the last answer has shown."""
+    page.evaluate(
+        """() => {
+            window.states = [];
+            const all = document.querySelectorAll.bind(document, 'article[data-role="assistant"] .text');
+            const look = () => window.states.push([...all()].pop()?.textContent ?? "");
+            const what = {childList: true, subtree: true, characterData: true};
+            new MutationObserver(look).observe(document.querySelector("main"), what);
+        }"""
+    )
+
+
+def states(page: Page) -> list[str]:
+    seen: Any = page.evaluate("() => [...new Set(window.states)].filter((text) => text)")
+    return [str(text) for text in seen]

@@ -1,0 +1,190 @@
+"""Reload, a cut wire, a killed server, a lost reply: nothing doubled, nothing missing, nothing typed is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, Request, Route, expect
+
+from tests.browser.chat import (
+    COUNT,
+    HUNDRED,
+    SLOW,
+    answers,
+    box,
+    busy,
+    button,
+    note,
+    questions,
+    say,
+    say_and_wait,
+    states,
+    wait_for_first_words,
+    watch,
+    written,
+)
+from tests.browser.conftest import NewPage, Shot
+from tests.browser.proxy import Proxy
+from tests.server_process import ServerProcess
+
+
+@pytest.fixture
+def proxy(demo_server: ServerProcess) -> Iterator[Proxy]:
+    with Proxy(int(demo_server.url.rpartition(":")[2])) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def mortal_server(tmp_path: Path) -> Iterator[ServerProcess]:
+    """A server of the test's own, to be killed."""
+    with ServerProcess(["--demo", "--data-dir", str(tmp_path)]) as server:
+        yield server
+
+
+def problem(page: Page) -> str:
+    return page.locator("#problem .why").inner_text()
+
+
+def test_a_reload_in_the_middle_goes_on_where_it_was(page: Page) -> None:
+    say(page, COUNT)
+    wait_for_first_words(page)
+    reply = page.reload()
+    assert reply is not None and 'aria-busy="true" data-after="' in reply.text(), "the answer was over too early"
+    expect(busy(page)).to_have_count(0, timeout=SLOW)
+    assert written(page) == HUNDRED and answers(page).count() == 1
+    page.reload()
+    assert written(page) == HUNDRED
+
+
+def test_a_cut_wire_is_explained_and_the_answer_goes_on_behind_the_last_event(
+    new_page: NewPage, proxy: Proxy, shot: Shot
+) -> None:
+    page = new_page(proxy.url)
+    asked: list[Request] = []
+    page.on("request", lambda request: asked.append(request) if "/events" in request.url else None)
+    say(page, COUNT)
+    wait_for_first_words(page)
+    proxy.cut()
+    half = written(page)
+    assert HUNDRED.startswith(half) and half != HUNDRED, "the answer was over too early"
+    expect(note(page)).to_have_text("Connection lost. Trying again…")
+    shot(page, "connection-lost")
+    watch(page)
+    proxy.mend()
+    expect(busy(page)).to_have_count(0, timeout=SLOW)
+    assert written(page) == HUNDRED
+    assert all(text.startswith(half) for text in states(page)), "it went on, it did not begin again"
+    expect(note(page)).to_be_hidden()
+    assert int(asked[-1].all_headers()["last-event-id"]) > 0
+
+
+def test_a_phone_that_comes_back_online_goes_on(page: Page) -> None:
+    say(page, COUNT)
+    wait_for_first_words(page)
+    page.context.set_offline(True)
+    page.context.set_offline(False)
+    expect(busy(page)).to_have_count(0, timeout=SLOW)
+    assert written(page) == HUNDRED
+
+
+def test_a_killed_server_keeps_what_was_said_and_typed(
+    new_page: NewPage, mortal_server: ServerProcess, shot: Shot
+) -> None:
+    page = new_page(mortal_server.url)
+    say_and_wait(page, "Count from 1 to 3.", "1, 2, 3")
+    mortal_server.kill()
+    say(page, "Count from 1 to 4.")
+    expect(page.get_by_role("alert")).to_contain_text("The server can’t be reached. Your message is kept.")
+    expect(box(page)).to_have_value("Count from 1 to 4.")
+    shot(page, "server-gone")
+    mortal_server.start()
+    button(page, "Retry").click()
+    expect(answers(page)).to_have_count(2)
+    expect(busy(page)).to_have_count(0, timeout=SLOW)
+    assert answers(page).all_text_contents() == ["1, 2, 3", "1, 2, 3, 4"]
+    expect(box(page)).to_have_value("")
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_a_server_killed_in_the_middle_leaves_the_half_and_retry(
+    new_page: NewPage, mortal_server: ServerProcess, shot: Shot
+) -> None:
+    page = new_page(mortal_server.url)
+    say(page, COUNT)
+    wait_for_first_words(page)
+    mortal_server.kill()
+    box(page).fill("what I typed meanwhile")
+    mortal_server.start()
+    expect(note(page)).to_contain_text("The server stopped in the middle of this answer.", timeout=SLOW)
+    assert HUNDRED.startswith(written(page)) and written(page) != HUNDRED
+    shot(page, "interrupted")
+    button(page, "Retry").click()
+    expect(busy(page)).to_have_count(0, timeout=SLOW)
+    assert written(page) == HUNDRED and questions(page).count() == 1
+    expect(box(page)).to_have_value("what I typed meanwhile")
+
+
+def test_a_server_that_is_stopped_goes_although_a_page_listens(new_page: NewPage, mortal_server: ServerProcess) -> None:
+    page = new_page(mortal_server.url)
+    say(page, COUNT)
+    wait_for_first_words(page)
+    assert mortal_server.stop() == 0
+
+
+def test_a_question_whose_reply_was_lost_is_not_asked_twice(page: Page) -> None:
+    def lose(route: Route) -> None:
+        route.fetch()
+        route.abort()
+
+    page.route("**/messages", lose)
+    say(page, "Count from 1 to 3.")
+    expect(page.get_by_role("alert")).to_be_visible()
+    page.unroute("**/messages")
+    button(page, "Retry").click()
+    expect(answers(page)).to_have_count(1)
+    expect(busy(page)).to_have_count(0, timeout=SLOW)
+    page.reload()
+    assert questions(page).all_text_contents() == ["Count from 1 to 3."]
+    assert page.get_by_role("navigation").get_by_role("link").count() == 1
+
+
+def test_what_is_typed_survives_a_reload_and_what_was_sent_does_not_come_back(page: Page) -> None:
+    box(page).fill("half a thought,\nin two lines")
+    page.reload()
+    expect(box(page)).to_have_value("half a thought,\nin two lines")
+    say_and_wait(page, "Count from 1 to 3.", "1, 2, 3")
+    box(page).fill("for this conversation")
+    page.reload()
+    expect(box(page)).to_have_value("for this conversation")
+    button(page, "New chat").click()
+    expect(box(page)).to_have_value("")
+
+
+def test_what_cannot_be_sent_is_said_and_goes_back_into_the_box(page: Page) -> None:
+    text = "word " * 20_000
+    say(page, text)
+    expect(page.get_by_role("alert")).to_contain_text("Shorten it.")
+    expect(box(page)).to_have_value(text.strip())
+    expect(button(page, "Retry")).to_be_hidden()
+    expect(questions(page)).to_have_count(0)
+
+
+def test_a_second_tab_may_not_ask_while_an_answer_is_written(page: Page, shot: Shot) -> None:
+    say_and_wait(page, "Count from 1 to 3.", "1, 2, 3")
+    second = page.context.new_page()
+    second.goto(page.url)
+    box(second).fill("Count from 1 to 4.")
+    say(page, COUNT)
+    wait_for_first_words(page)
+    box(second).press("Enter")
+    expect(second.get_by_role("alert")).to_contain_text("An answer is still being written here.")
+    expect(box(second)).to_have_value("Count from 1 to 4.")
+    shot(second, "conflict")
+    expect(busy(page)).to_have_count(0, timeout=SLOW)
+    assert written(page) == HUNDRED
+    button(second, "Retry").click()
+    expect(answers(second)).to_have_count(3)
+    expect(busy(second)).to_have_count(0, timeout=SLOW)
+    assert answers(second).all_text_contents() == ["1, 2, 3", HUNDRED, "1, 2, 3, 4"]
