@@ -1,0 +1,101 @@
+"""Figures of several sides, taken several times: medians, spreads and ratios as a table, and what was promised."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One row of the table. `key` is its name in the JSON line and ends in the unit."""
+
+    key: str
+    label: str
+    decimals: int = 0
+
+
+FIGURES = [
+    Figure("load_s", "load, seconds", 2),
+    Figure("first_token_ms", "first token of a short prompt, ms"),
+    Figure("prompt_tok_s", "reading a long prompt, tokens/s"),
+    Figure("decode_tok_s", "one stream, tokens/s", 1),
+    Figure("peak_mb", "peak resident memory, MB"),
+    Figure("idle_mb", "resident memory when idle, MB"),
+]
+
+Samples = Mapping[str, Mapping[str, Sequence[float]]]
+"""side -> figure's key -> one value per run. The first side is the one that the others are compared with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Several values of one figure: shared machines are noisy, so the middle counts, and the ends are shown."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        return cls(statistics.median(values), min(values), max(values))
+
+    def show(self, decimals: int) -> str:
+        middle, low, high = (f"{value:,.{decimals}f}" for value in (self.median, self.low, self.high))
+        return middle if low == high else f"{middle} ({low}–{high})"
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What the project promises about a figure, and what came out. "least": value >= limit, "most": value < limit."""
+
+    text: str
+    value: float
+    limit: float
+    kind: Literal["least", "most"]
+
+    @property
+    def is_kept(self) -> bool:
+        return self.value >= self.limit if self.kind == "least" else self.value < self.limit
+
+    def __str__(self) -> str:
+        return f"{'OK   ' if self.is_kept else 'SHORT'}  {self.text}: {self.value:,.2f}".replace(".00", "")
+
+
+def spreads(samples: Samples) -> dict[str, dict[str, Spread]]:
+    """side -> figure's key -> Spread."""
+    return {side: {key: Spread.of(values) for key, values in figures.items()} for side, figures in samples.items()}
+
+
+def ratio(results: Mapping[str, Mapping[str, Spread]], side: str, base: str, key: str) -> float | None:
+    """side's median by base's; None where one of them was not measured."""
+    ours, theirs = results[side].get(key), results[base].get(key)
+    return ours.median / theirs.median if ours and theirs and theirs.median else None
+
+
+def table(samples: Samples) -> str:
+    """One line per figure: each side's median (least–greatest), then every other side's ratio to the first."""
+    results = spreads(samples)
+    base, *others = results
+    rows = [["", base, *(cell for side in others for cell in (side, "ratio"))]]
+    for figure in FIGURES:
+        if not any(figure.key in results[side] for side in results):
+            continue
+        cells = [figure.label, _cell(results[base], figure)]
+        for side in others:
+            times = ratio(results, side, base, figure.key)
+            cells += [_cell(results[side], figure), "–" if times is None else f"{times:.2f} ×"]
+        rows.append(cells)
+    return _aligned(rows)
+
+
+def _cell(figures: Mapping[str, Spread], figure: Figure) -> str:
+    return figures[figure.key].show(figure.decimals) if figure.key in figures else "–"
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip() for row in rows]
+    return "\n".join([lines[0], "─" * max(map(len, lines)), *lines[1:]])
