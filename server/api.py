@@ -120,7 +120,7 @@ async def _chunks(events: EventLog, completion: _Completion, asked: ChatRequest)
         return completion.chunk({}, _FINISH[event.reason]) + usage + sse("[DONE]")
 
     yield completion.chunk({"role": "assistant", "content": ""})
-    async for frame in frames(events, encode):
+    async for frame in frames(events, encode, resumable=False):
         yield frame
 
 
@@ -163,7 +163,7 @@ async def stream(request: Request[AppState]) -> Response:
     if not isinstance(message, str) or not message.strip():
         raise InvalidField("message", "give the text to answer.")
     events, handle = await _start(request, [ChatMessage("user", message)], request.state["engine"].sampling_defaults)
-    return _OwningResponse(frames(events, _text_only), handle)
+    return _OwningResponse(frames(events, _text_only, resumable=False), handle)
 
 
 def _text_only(_n: int, event: Event) -> bytes:

@@ -142,13 +142,21 @@ def sse(data: str, *, id: int | str | None = None, event: str | None = None) -> 
 
 
 async def frames(
-    log: EventLog, encode: Callable[[int, Event], bytes], *, after: int = 0, ping_s: float = PING_S
+    log: EventLog,
+    encode: Callable[[int, Event], bytes],
+    *,
+    after: int = 0,
+    ping_s: float = PING_S,
+    resumable: bool = True,
 ) -> AsyncIterator[bytes]:
     """The body of an SSE response: each event after number `after` through `encode(number, event)`.
 
+    resumable: tell the browser to come back soon after a cut; a client of an API would ask its question again.
+
     What is there already goes out as one chunk: a browser that comes back catches up in one write.
     """
-    yield RETRY
+    if resumable:
+        yield RETRY
     while True:
         chunk = b""
         for n, event in log.since(after):

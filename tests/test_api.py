@@ -174,6 +174,7 @@ def test_the_tiny_stream(client: TestClient, method: str) -> None:
     else:
         reply = client.post("/stream", json={"message": "Hi"})
     assert reply.headers["content-type"].startswith("text/event-stream")
+    assert "retry:" not in reply.text, "a browser that comes back would ask again"
     pieces = chunks(reply.text)
     assert pieces and all(list(piece) == ["text"] for piece in pieces)
 
