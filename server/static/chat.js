@@ -13,11 +13,11 @@ const [thread, messages, problem, stop, latest, speech, chats] = ["thread", "mes
 const isTouch = matchMedia("(pointer: coarse)").matches;
 
 /** A text of the reader's language; "" where there is none. @param {string} key */
-const text = (key) => $(`[data-key="${CSS.escape(key)}"]`, $("#texts"))?.textContent ?? "";
+const words = (key) => $(`[data-key="${CSS.escape(key)}"]`, $("#texts"))?.textContent ?? "";
 
 /** What came instead of what was asked for; `again`: another try may help. @typedef {Error & {code: string, again: boolean}} Refusal */
 /** @param {string} code @param {string} message @param {boolean} again @returns {Refusal} */
-const refusal = (code, message, again) => Object.assign(new Error(text(code) || message), { code, again });
+const refusal = (code, message, again) => Object.assign(new Error(words(code) || message), { code, again });
 
 /** @param {string} url @param {object} body @param {AbortSignal} [signal] @returns {Promise<any>} */
 async function post(url, body, signal) {
@@ -32,11 +32,10 @@ async function post(url, body, signal) {
 // --- what is typed -----------------------------------------------------------------------------------------------
 
 let conversation = document.body.dataset.conversation ?? "";
-/** The question on its way to the server. @type {{text: string, key: string} | null} */
-let sending = null;
+/** The question of which nobody knows whether it arrived. Sent again with its key, the server stores it once. */
+let asked = { text: "", key: "" };
+let isSending = false;
 let abort = new AbortController();
-/** A question of which nobody knows whether it arrived: sent again with its key, the server stores it once. */
-let unsent = { text: "", key: "" };
 
 /** @param {string[]} parts */
 const together = (...parts) => parts.filter((part) => part.trim()).join("\n\n");
@@ -53,18 +52,17 @@ function stored(draft) {
   }
 }
 
-/** Keep what a reload would lose. */
+/** Keep what a reload would lose: the question on its way, and the box. */
 function remember() {
-  const draft = together(sending?.text ?? "", box.value);
-  stored(draft ? { text: draft, key: box.value ? unsent.key : sending?.key } : null);
+  const draft = together(isSending ? asked.text : "", box.value);
+  stored(draft ? { text: draft, key: draft === asked.text ? asked.key : "" } : null);
 }
 
 function recall() {
-  const draft = stored() ?? { text: "", key: "" };
-  const asked = [...messages.querySelectorAll('[data-role="user"] .text')].pop()?.textContent;
-  const didArrive = draft.key && asked === draft.text.trim();
-  if (!didArrive && !box.value) box.value = draft.text;
-  unsent = { text: draft.text.trim(), key: draft.key ?? "" };
+  asked = stored() ?? asked;
+  const last = [...messages.querySelectorAll('[data-role="user"] .text')].pop()?.textContent;
+  const didArrive = asked.key && asked.text === last;
+  if (!didArrive && !box.value) box.value = asked.text;
   remember();
 }
 
@@ -111,9 +109,10 @@ function explain(note, why = "", again = false) {
 
 /** @param {HTMLElement} article @param {End} end */
 function settle(article, { status, reason, error }) {
-  const why = error && status === "error" ? text(error.code) || error.message : text(reason === "length" ? "length" : status);
+  const why = error && status === "error" ? words(error.code) || error.message : words(reason === "length" ? "length" : status);
   article.removeAttribute("aria-busy");
   explain($(".note", article), why, ["stopped", "interrupted", "error"].includes(status));
+  say(why);
   if (following) toEnd();
   if (document.activeElement === stop && !isTouch) box.focus(); // Stop is gone
 }
@@ -134,9 +133,13 @@ function speak(whole, isEnd) {
   if (!live) return;
   const rest = whole.slice(live.spoken);
   const sentences = isEnd ? rest : rest.match(/^[^]*(?:[.!?…]["”')\]]*\s|[。！？]|\n)/)?.[0] ?? "";
-  if (!sentences.trim()) return;
   live.spoken += sentences.length;
-  speech.appendChild(document.createElement("p")).textContent = sentences.trim();
+  say(sentences);
+}
+
+/** @param {string} what */
+function say(what) {
+  if (what.trim()) speech.appendChild(document.createElement("p")).textContent = what.trim();
 }
 
 /** The conversation's line in the list goes to the top. @param {string} url @param {string} title */
@@ -173,7 +176,7 @@ function listen(article, after) {
   };
   source.onerror = () => {
     // A short gap mends itself unseen. A refusal (a proxy's 502) ends an EventSource for good: begin a new one.
-    lost ||= setTimeout(() => explain($(".note", article), text("lost")), 1200);
+    lost ||= setTimeout(() => explain($(".note", article), words("lost")), 1200);
     if (source.readyState === EventSource.CLOSED) setTimeout(() => live === mine && reconnect(), 2000);
   };
   source.addEventListener("delta", (event) => {
@@ -204,31 +207,35 @@ function reconnect() {
 }
 
 /** Send a question; `rest` stays in the box. */
-async function ask(asked = box.value.trim(), rest = "") {
-  if (!asked || isBusy()) return;
-  sending = { text: asked, key: (asked === unsent.text && unsent.key) || newKey() };
+async function ask(text = box.value.trim(), rest = "") {
+  if (!text || isBusy()) return;
+  asked = { text, key: (text === asked.text && asked.key) || newKey() };
+  isSending = true;
   abort = new AbortController();
   box.value = rest;
-  const [question, answer] = [add("user", asked), add("assistant")];
+  const [question, answer] = [add("user", text), add("assistant")];
   begin();
   try {
-    const reply = await post("/messages", { ...sending, conversation: conversation || undefined }, abort.signal);
-    const known = /** @type {HTMLElement | null} */ (question.previousElementSibling)?.dataset.id ?? "";
+    const reply = await post("/messages", { ...asked, conversation: conversation || undefined }, abort.signal);
     arrived(reply.conversation);
+    const known = /** @type {HTMLElement | null} */ (question.previousElementSibling)?.dataset.id ?? "";
     if (known !== String(reply.parent ?? "")) return location.reload(); // another tab has gone on meanwhile
     answer.dataset.id = reply.answer;
     listen(answer, 0);
   } catch (error) {
+    isSending = false;
     messages.removeChild(question);
     messages.removeChild(answer);
-    takeBack(/** @type {Refusal} */ (error));
+    box.value = together(text, box.value);
+    begin();
+    if (!abort.signal.aborted) explain(problem, /** @type {Refusal} */ (error).message, /** @type {Refusal} */ (error).again);
   }
 }
 
 /** @param {{id: string, url: string, title: string}} where */
 function arrived({ id, url, title }) {
-  sending = null;
-  unsent = { text: "", key: "" };
+  isSending = false;
+  asked = { text: "", key: "" };
   stored(null); // under the old name: a new chat has its own from here on
   if (!conversation) {
     conversation = id;
@@ -237,17 +244,6 @@ function arrived({ id, url, title }) {
   }
   remember();
   list(url, title);
-}
-
-/** The question did not get through: it goes back into the box. @param {Refusal} error */
-function takeBack(error) {
-  if (sending) unsent = sending;
-  sending = null;
-  box.value = together(unsent.text, box.value);
-  if (!abort.signal.aborted) explain(problem, error.message, error.again);
-  remember();
-  refresh();
-  toEnd();
 }
 
 /** Another answer in the place of one that was cut. @param {HTMLElement} article */

@@ -96,7 +96,7 @@ def test_a_killed_server_keeps_what_was_said_and_typed(
     say_and_wait(page, "Count from 1 to 3.", "1, 2, 3")
     mortal_server.kill()
     say(page, "Count from 1 to 4.")
-    expect(page.get_by_role("alert")).to_contain_text("The server can’t be reached. Your message is kept.")
+    expect(page.get_by_role("alert")).to_contain_text("The server can't be reached. Your message is kept.")
     expect(box(page)).to_have_value("Count from 1 to 4.")
     shot(page, "server-gone")
     mortal_server.start()
