@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -38,6 +37,7 @@ from tqdm import tqdm
 
 from server import gguf_file
 from server.engine import quantizer
+from server.engine.loader import n_cores
 from server.errors import UsageError
 from server.settings import Settings
 
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
         print(f"Others keep {busy:.0%} of this CPU busy: the figures will be worse than it can.", file=sys.stderr)
     samples = _measure(given, model)
     promises = _promises(samples, given)
-    _print_report(model, busy, samples, promises)
+    _print_report(given, model, busy, samples, promises)
     return int(given.check and not all(promise.is_kept for promise in promises))
 
 
@@ -108,23 +108,21 @@ def _prepare(given: argparse.Namespace) -> Path:
 def _measure(given: argparse.Namespace, model: Path) -> bench_report.Samples:
     """Both sides, `runs` times. Who goes first changes from run to run, so that neither has the cooler machine."""
     samples: dict[str, dict[str, list[float]]] = {RAW: defaultdict(list), OURS: defaultdict(list)}
-    n_prompt = N_SHORT
+    n_prompt = float(N_SHORT)
     with tqdm(total=2 * given.runs, desc="Measuring", unit="start", disable=None) as bar:
         for run in range(given.runs):
             for side in (OURS, RAW) if run % 2 == 0 else (RAW, OURS):
                 bar.set_postfix_str(f"run {run + 1}: {side}")
-                if side == OURS:
-                    figures, n_prompt = _server_figures(given, model)
-                else:
-                    figures = _raw_figures(given, model, n_prompt)
+                figures = _server_figures(given, model) if side == OURS else _raw_figures(given, model, int(n_prompt))
+                n_prompt = figures.get("n_prompt", n_prompt)
                 for key, value in figures.items():
                     samples[side][key].append(value)
                 bar.update()
     return samples
 
 
-def _server_figures(given: argparse.Namespace, model: Path) -> tuple[Figures, int]:
-    """One start of the server; also the tokens that its short prompt really had."""
+def _server_figures(given: argparse.Namespace, model: Path) -> Figures:
+    """One start of the server. The first answer warms it up, and tells how many tokens the chat template adds."""
     flags = ["--model", str(model), "--ctx", str(given.ctx), "--slots", str(given.slots)]
     with bench_server.running([*flags, "--threads", str(given.threads)]) as server:
         warm = bench_client.chat(server.url, bench_client.unique_chat(20), min(8, given.n_tokens))
@@ -132,6 +130,7 @@ def _server_figures(given: argparse.Namespace, model: Path) -> tuple[Figures, in
         short = bench_client.chat(server.url, bench_client.unique_chat(max(1, N_SHORT - n_template)), given.n_tokens)
         long = bench_client.chat(server.url, bench_client.unique_chat(max(1, N_LONG - n_template)), 1)
         figures = {
+            "n_prompt": float(short.n_prompt),
             "load_s": server.load_s,
             "first_token_ms": short.first_token_s * 1e3,
             "prompt_tok_s": (long.n_prompt - long.n_reused) / long.first_token_s,
@@ -140,7 +139,7 @@ def _server_figures(given: argparse.Namespace, model: Path) -> tuple[Figures, in
         }
         time.sleep(0.5)
         memory = {"peak_mb": server.peak_bytes, "idle_mb": server.resident_bytes}
-    return {**figures, **{key: n_bytes / 1e6 for key, n_bytes in memory.items() if n_bytes is not None}}, short.n_prompt
+    return {**figures, **{key: n_bytes / 1e6 for key, n_bytes in memory.items() if n_bytes is not None}}
 
 
 def _raw_figures(given: argparse.Namespace, model: Path, n_prompt: int) -> Figures:
@@ -168,21 +167,24 @@ def _promises(samples: bench_report.Samples, given: argparse.Namespace) -> list[
     return promises
 
 
-def _print_report(model: Path, busy: float | None, samples: bench_report.Samples, promises: list[Promise]) -> None:
-    machine, when = bench_machine.describe(), datetime.now(timezone.utc)
+def _print_report(
+    given: argparse.Namespace, model: Path, busy: float | None, samples: bench_report.Samples, promises: list[Promise]
+) -> None:
+    machine, when, results = bench_machine.describe(), datetime.now(timezone.utc), bench_report.spreads(samples)
+    run: dict[str, float | None] = {"n_short": int(results[OURS]["n_prompt"].median), "n_long": N_LONG}
+    run |= {"n_tokens": given.n_tokens, "runs": given.runs, "ctx": given.ctx, "slots": given.slots}
+    run |= {"n_threads": given.threads or n_cores(), "others_busy": busy}
     print(f"\n{model.name} ({folder.megabytes(model.stat().st_size)}), {when:%Y-%m-%d}")
-    print("{cpu}, {n_cores} cores, {memory_mb:,} MB, {system}, llama-cpp-python {llama_cpp_python}\n".format(**machine))
+    print("{cpu}, {n_cores} cores, {memory_mb:,} MB, {system}, llama-cpp-python {llama_cpp_python}".format(**machine))
+    print(
+        "{n_threads} threads, prompts of {n_short} and {n_long} tokens, answers of {n_tokens};".format(**run), end=" "
+    )
+    print("{runs} runs: median (least–greatest)\n".format(**run))
     print(bench_report.table(samples), end="\n\n")
     print(*promises, sep="\n", end="\n\n")
-    results = {
-        side: {
-            key: {name: float(f"{value:.4g}") for name, value in asdict(spread).items()} for key, spread in row.items()
-        }
-        for side, row in bench_report.spreads(samples).items()
-    }
+    report = {"model": model.name, "date": when.isoformat(timespec="seconds"), "machine": machine, "run": run}
     kept = {promise.text: promise.is_kept for promise in promises}
-    report = {"model": model.name, "date": when.isoformat(timespec="seconds"), "machine": machine, "others_busy": busy}
-    print(json.dumps({**report, "results": results, "promises": kept}, ensure_ascii=False))
+    print(json.dumps({**report, "results": bench_report.as_json(results), "promises": kept}, ensure_ascii=False))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def busy_share(seconds: float = 1.0) -> float | None:
     before = _cpu_ticks()
     time.sleep(seconds)
     idle, total = (now - then for now, then in zip(_cpu_ticks(), before, strict=True))
-    return 1 - idle / total if total else None
+    return round(1 - idle / total, 2) if total else None
 
 
 def _cpu_ticks() -> tuple[int, int]:

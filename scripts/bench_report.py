@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 
@@ -67,6 +67,16 @@ class Promise:
 def spreads(samples: Samples) -> dict[str, dict[str, Spread]]:
     """side -> figure's key -> Spread."""
     return {side: {key: Spread.of(values) for key, values in figures.items()} for side, figures in samples.items()}
+
+
+def as_json(results: Mapping[str, Mapping[str, Spread]]) -> dict[str, dict[str, dict[str, float]]]:
+    """The same as plain dicts, with the four digits that a measurement has at most."""
+    return {
+        side: {
+            key: {name: float(f"{value:.4g}") for name, value in asdict(spread).items()} for key, spread in row.items()
+        }
+        for side, row in results.items()
+    }
 
 
 def ratio(results: Mapping[str, Mapping[str, Spread]], side: str, base: str, key: str) -> float | None:

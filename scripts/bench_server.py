@@ -62,7 +62,7 @@ def running(flags: Sequence[str]) -> Iterator[Server]:
 def _wait(process: subprocess.Popen[bytes], log: Path) -> str:
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
-        found = re.search(r"(http://\S+?)/?\n", log.read_text(errors="replace"))
+        found = re.search(r"ready:\s+(http://\S+?)/?\n", log.read_text(errors="replace"))
         if found and bench_client.is_healthy(found[1]):
             return found[1]
         if process.poll() is not None:
