@@ -193,6 +193,7 @@ def serve(settings: Settings, model_path: Path, *, is_demo: bool) -> int:
             n_ctx=settings.ctx,
             n_slots=settings.slots,
             n_threads=settings.threads,
+            step_s=settings.step_ms / 1000,
             is_demo=is_demo,
             on_progress=_show_progress,
         )

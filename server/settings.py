@@ -30,10 +30,22 @@ class Settings:
     )
     slots: int = _setting(4, "conversations that are answered at the same time", metavar="N", least=1)
     threads: int = _setting(0, "CPU threads to compute with; 0 takes the machine's cores", metavar="N", least=0)
-    quant: str = _setting("IQ4_NL", "quantization to serve, by llama.cpp's name", metavar="NAME")
+    step_ms: int = _setting(
+        100,
+        "milliseconds that a step may take while somebody reads along; others' prompts fill it",
+        metavar="N",
+        least=10,
+    )
+    quant: str | None = _setting(
+        None, "quantization to serve, by llama.cpp's name (IQ4_NL if not given, Q8_0 for the demo)", metavar="NAME"
+    )
     model: Path | None = _setting(None, "serve this GGUF file as it is, without fetching or quantizing", metavar="PATH")
     demo: bool = _setting(False, "serve the tiny demo model of the repository: no network, seconds to start")
     prequantized: bool = _setting(False, "fetch the official file of that quant instead of quantizing fp16 here")
+    endpoint: str | None = _setting(None, "hub to fetch from, instead of the public one and its mirror", metavar="URL")
+    models_dir: Path | None = _setting(
+        None, "where models are kept (models/ of this checkout if not given)", metavar="DIR"
+    )
     data_dir: Path = _setting(Path("data"), "where conversations are kept", metavar="DIR")
     browser: bool = _setting(True, "open the browser when the server is ready")
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from server.engine.llama import Context, DecodeStatus, Model, SamplerChain
+from server.engine.pace import Pace
 from server.engine.sampling import PENALTY_LAST_N, SamplingParams, plan
 from server.engine.scheduler import Batch, Scheduler
 from server.engine.sequence import Event, Finished, FinishReason, TextDelta, Usage
@@ -26,9 +27,6 @@ log = logging.getLogger("sparrow.engine")
 
 Sink = Callable[[Event], None]
 """Called on the engine's thread, at most once per step and sequence: it must return at once and not raise."""
-
-N_PREFILL_SHARED = 32
-"""Prompt tokens per step while somebody's answer is being written: 0.15 s here, where 128 would take 0.46 s."""
 
 MAX_WAITING = 32
 """Requests that may wait for a slot; one more is told to come back later."""
@@ -90,9 +88,15 @@ class Engine:
     """Answers prompts, several in one batch. Lives from start() to close()."""
 
     def __init__(
-        self, model: Model, context: Context, info: ModelInfo, n_slots: int, defaults: SamplingParams | None = None
+        self,
+        model: Model,
+        context: Context,
+        info: ModelInfo,
+        n_slots: int,
+        defaults: SamplingParams | None = None,
+        step_s: float = 0.1,
     ) -> None:
-        """Owns model and context from now on: close() frees them."""
+        """Owns model and context from now on: close() frees them. step_s: see Pace."""
         self.model = info
         self.vocab = model.vocab
         self.chat_template = model.chat_template
@@ -100,6 +104,7 @@ class Engine:
         self._model = model
         self.scheduler = Scheduler(n_slots, info.n_ctx, context)
         self._context = context
+        self._pace = Pace(step_s, context.n_batch)
         self._answers: dict[int, _Answer] = {}
         self._by_sequence: dict[int, _Answer] = {}
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -189,9 +194,9 @@ class Engine:
 
     def step(self) -> None:
         """One batch: schedule, compute, choose tokens, hand out text."""
-        batch = self.scheduler.schedule(self._n_prefill())
+        batch = self.scheduler.schedule(self._pace.n_prefill(self.scheduler.n_decoding))
         self._mark_started(batch)
-        status = self._context.decode(batch)
+        status = self._compute(batch)
         if status is DecodeStatus.NO_SLOT:
             return self._make_room(batch)
         if status is DecodeStatus.FAILED:
@@ -202,10 +207,12 @@ class Engine:
         for row, answer in answers:
             self._deliver(answer, sampled[row])
 
-    def _n_prefill(self) -> int:
-        if self.scheduler.has_decoding:
-            return max(1, min(N_PREFILL_SHARED, self._context.n_batch - len(self.scheduler.running)))
-        return self._context.n_batch
+    def _compute(self, batch: Batch) -> DecodeStatus:
+        n_decode, began = self.scheduler.n_decoding, time.monotonic()
+        status = self._context.decode(batch)
+        if status is DecodeStatus.OK:
+            self._pace.observe(n_decode, batch.n_tokens - n_decode, time.monotonic() - began)
+        return status
 
     def _mark_started(self, batch: Batch) -> None:
         now = time.monotonic()

@@ -31,6 +31,7 @@ def open_engine(
     n_ctx: int,
     n_slots: int,
     n_threads: int = 0,
+    step_s: float = 0.1,
     is_demo: bool = False,
     on_progress: Callable[[float], bool] = lambda _: True,
 ) -> Engine:
@@ -48,7 +49,7 @@ def open_engine(
         model.close()
         raise
     info = ModelInfo(path.stem, model.quant, n_ctx, is_demo)
-    return Engine(model, context, info, n_slots, sampling_defaults(model))
+    return Engine(model, context, info, n_slots, sampling_defaults(model), step_s)
 
 
 def sampling_defaults(model: Model) -> SamplingParams:

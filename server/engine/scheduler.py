@@ -62,9 +62,9 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     @property
-    def has_decoding(self) -> bool:
-        """Somebody reads along: a step should be short."""
-        return any(sequence.is_decoding for sequence in self.running)
+    def n_decoding(self) -> int:
+        """Sequences whose readers wait for the next token: while there are any, a step should be short."""
+        return sum(sequence.is_decoding for sequence in self.running)
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
