@@ -15,6 +15,15 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
+def refuse_mistakes(parse: Callable[[list[str]], object]) -> None:
+    """End the process with one line and 2 if `parse` does not like the arguments."""
+    try:
+        parse(sys.argv[1:])
+    except SparrowError as error:
+        print(error.message, file=sys.stderr)
+        sys.exit(2)
+
+
 def run(main: Callable[[list[str]], int]) -> NoReturn:
     """End the process with main's code; 2 for an error that has a text for people, 130 after Ctrl-C."""
     try:

@@ -14,7 +14,7 @@ def test_defaults() -> None:
     settings = load([], {})
     assert settings == Settings()
     assert (settings.host, settings.port, settings.ctx, settings.slots) == ("127.0.0.1", 8000, 4096, 4)
-    assert (settings.quant, settings.demo, settings.browser) == ("IQ4_NL", False, True)
+    assert (settings.quant, settings.demo, settings.browser) == (None, False, True)
 
 
 def test_a_flag_wins_over_a_variable_and_that_over_the_default() -> None:
