@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from playwright.sync_api import Locator, Page, expect
+
+from tests.server_process import ServerProcess
 
 COUNT = "Count from 1 to 100."
 HUNDRED = ", ".join(map(str, range(1, 101)))
@@ -53,8 +60,48 @@ def written(page: Page) -> str:
 
 
 def wait_for_first_words(page: Page) -> None:
-    """The last answer has begun, and may go on."""
-    expect(answers(page).last).not_to_have_text("", timeout=SLOW)
+    """Returns within a frame of the first words of the last answer."""
+    page.locator('article[data-role="assistant"]:last-of-type .text:not(:empty)').wait_for(timeout=SLOW)
+
+
+@contextmanager
+def in_the_middle(page: Page, server: ServerProcess) -> Iterator[str]:
+    """Ask for a long answer, and stop the server's clock at its first words, which this gives.
+
+    The demo writes its longest answer in half a second: what has to happen before its end happens inside this.
+    """
+    with _slow_motion(server.pid):
+        box(page).fill(COUNT)
+        button(page, "Send").click()
+        wait_for_first_words(page)
+    try:
+        page.wait_for_timeout(150)  # what was on its way arrives
+        half = written(page)
+        assert half and half != HUNDRED and HUNDRED.startswith(half), half
+        yield half
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+
+
+@contextmanager
+def _slow_motion(pid: int) -> Iterator[None]:
+    """The process runs for a fifth of the time, and stands still afterwards."""
+    ended = threading.Event()
+
+    def brake() -> None:
+        while not ended.wait(0.01):
+            os.kill(pid, signal.SIGSTOP)
+            ended.wait(0.04)
+            os.kill(pid, signal.SIGCONT)
+        os.kill(pid, signal.SIGSTOP)
+
+    thread = threading.Thread(target=brake)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def note(page: Page) -> Locator:

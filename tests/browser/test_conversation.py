@@ -12,12 +12,12 @@ from tests.browser.chat import (
     box,
     busy,
     button,
+    in_the_middle,
     note,
     questions,
     say,
     say_and_wait,
     states,
-    wait_for_first_words,
     watch,
     written,
 )
@@ -63,10 +63,10 @@ def test_the_page_says_that_it_waits_and_what_it_can_do_meanwhile(page: Page, sh
     assert written(page) == HUNDRED
 
 
-def test_stop_ends_the_answer_and_retry_gives_it_whole(page: Page, shot: Shot) -> None:
-    say(page, COUNT)
-    wait_for_first_words(page)
-    button(page, "Stop").click()
+def test_stop_ends_the_answer_and_retry_gives_it_whole(page: Page, demo_server: ServerProcess, shot: Shot) -> None:
+    with in_the_middle(page, demo_server):
+        shot(page, "streaming")
+        button(page, "Stop").click()
     expect(note(page)).to_contain_text("Stopped.")
     expect(box(page)).to_be_focused()
     stopped = written(page)
@@ -79,10 +79,9 @@ def test_stop_ends_the_answer_and_retry_gives_it_whole(page: Page, shot: Shot) -
     assert written(page) == HUNDRED and answers(page).count() == 1
 
 
-def test_escape_stops_too(page: Page) -> None:
-    say(page, COUNT)
-    wait_for_first_words(page)
-    page.keyboard.press("Escape")
+def test_escape_stops_too(page: Page, demo_server: ServerProcess) -> None:
+    with in_the_middle(page, demo_server):
+        page.keyboard.press("Escape")
     expect(note(page)).to_contain_text("Stopped.")
 
 

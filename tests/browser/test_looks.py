@@ -9,7 +9,20 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.chat import COUNT, HUNDRED, SLOW, answers, box, busy, button, questions, say, say_and_wait, written
+from tests.browser.chat import (
+    COUNT,
+    HUNDRED,
+    SLOW,
+    answers,
+    box,
+    busy,
+    button,
+    in_the_middle,
+    questions,
+    say,
+    say_and_wait,
+    written,
+)
 from tests.browser.conftest import PHONE, NewPage, Shot
 from tests.server_process import ServerProcess
 
@@ -101,12 +114,8 @@ def test_everything_can_be_read_in_both_themes(
     page = new_page(demo_server.url, color_scheme=scheme, **(PHONE if device == "phone" else {}))
     texts = "h1, p, a, button, .text, .quant, .why, strong"
     found = page.evaluate(CONTRAST, texts)
-    if device == "phone":
-        box(page).fill(COUNT)
-        button(page, "Send").tap()
-    else:
-        say(page, COUNT)
-    button(page, "Stop").click()
+    with in_the_middle(page, demo_server):
+        button(page, "Stop").click()
     expect(busy(page)).to_have_count(0, timeout=SLOW)
     found += page.evaluate(CONTRAST, texts)
     assert len(found) > 10 and not [entry for entry in found if entry[1] < 4.5]
@@ -120,11 +129,10 @@ def test_the_page_follows_the_answer_until_the_reader_scrolls_up(
     for _ in range(2):
         say_and_wait(page, COUNT, HUNDRED)
     assert gap(page) <= 1
-    say(page, COUNT)
-    expect(answers(page).last).not_to_have_text("", timeout=SLOW)
-    page.mouse.move(180, 200)
-    page.mouse.wheel(0, -300)
-    expect(button(page, "To the end")).to_be_visible()
+    with in_the_middle(page, demo_server):
+        page.mouse.move(180, 200)
+        page.mouse.wheel(0, -300)
+        expect(button(page, "To the end")).to_be_visible()
     top = page.evaluate("() => document.querySelector('#thread').scrollTop")
     expect(busy(page)).to_have_count(0, timeout=SLOW)
     assert abs(page.evaluate("() => document.querySelector('#thread').scrollTop") - top) <= 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,19 +11,18 @@ import pytest
 from playwright.sync_api import Page, Request, Route, expect
 
 from tests.browser.chat import (
-    COUNT,
     HUNDRED,
     SLOW,
     answers,
     box,
     busy,
     button,
+    in_the_middle,
     note,
     questions,
     say,
     say_and_wait,
     states,
-    wait_for_first_words,
     watch,
     written,
 )
@@ -47,11 +48,11 @@ def problem(page: Page) -> str:
     return page.locator("#problem .why").inner_text()
 
 
-def test_a_reload_in_the_middle_goes_on_where_it_was(page: Page) -> None:
-    say(page, COUNT)
-    wait_for_first_words(page)
-    reply = page.reload()
-    assert reply is not None and 'aria-busy="true" data-after="' in reply.text(), "the answer was over too early"
+def test_a_reload_in_the_middle_goes_on_where_it_was(page: Page, demo_server: ServerProcess) -> None:
+    with page.expect_response(lambda reply: "/c/" in reply.url) as reload, in_the_middle(page, demo_server):
+        page.evaluate("() => setTimeout(() => location.reload())")
+        page.wait_for_timeout(100)
+    assert 'aria-busy="true" data-after="' in reload.value.text(), "the answer was over too early"
     expect(busy(page)).to_have_count(0, timeout=SLOW)
     assert written(page) == HUNDRED and answers(page).count() == 1
     page.reload()
@@ -59,16 +60,13 @@ def test_a_reload_in_the_middle_goes_on_where_it_was(page: Page) -> None:
 
 
 def test_a_cut_wire_is_explained_and_the_answer_goes_on_behind_the_last_event(
-    new_page: NewPage, proxy: Proxy, shot: Shot
+    new_page: NewPage, demo_server: ServerProcess, proxy: Proxy, shot: Shot
 ) -> None:
     page = new_page(proxy.url)
     asked: list[Request] = []
     page.on("request", lambda request: asked.append(request) if "/events" in request.url else None)
-    say(page, COUNT)
-    wait_for_first_words(page)
-    proxy.cut()
-    half = written(page)
-    assert HUNDRED.startswith(half) and half != HUNDRED, "the answer was over too early"
+    with in_the_middle(page, demo_server) as half:
+        proxy.cut()
     expect(note(page)).to_have_text("Connection lost. Trying again…")
     shot(page, "connection-lost")
     watch(page)
@@ -80,11 +78,10 @@ def test_a_cut_wire_is_explained_and_the_answer_goes_on_behind_the_last_event(
     assert int(asked[-1].all_headers()["last-event-id"]) > 0
 
 
-def test_a_phone_that_comes_back_online_goes_on(page: Page) -> None:
-    say(page, COUNT)
-    wait_for_first_words(page)
-    page.context.set_offline(True)
-    page.context.set_offline(False)
+def test_a_phone_that_comes_back_online_goes_on(page: Page, demo_server: ServerProcess) -> None:
+    with in_the_middle(page, demo_server):
+        page.context.set_offline(True)
+        page.context.set_offline(False)
     expect(busy(page)).to_have_count(0, timeout=SLOW)
     assert written(page) == HUNDRED
 
@@ -112,8 +109,8 @@ def test_a_server_killed_in_the_middle_leaves_the_half_and_retry(
     new_page: NewPage, mortal_server: ServerProcess, shot: Shot
 ) -> None:
     page = new_page(mortal_server.url)
-    say(page, COUNT)
-    wait_for_first_words(page)
+    with in_the_middle(page, mortal_server):
+        os.kill(mortal_server.pid, signal.SIGKILL)
     mortal_server.kill()
     box(page).fill("what I typed meanwhile")
     mortal_server.start()
@@ -128,8 +125,8 @@ def test_a_server_killed_in_the_middle_leaves_the_half_and_retry(
 
 def test_a_server_that_is_stopped_goes_although_a_page_listens(new_page: NewPage, mortal_server: ServerProcess) -> None:
     page = new_page(mortal_server.url)
-    say(page, COUNT)
-    wait_for_first_words(page)
+    with in_the_middle(page, mortal_server):
+        pass
     assert mortal_server.stop() == 0
 
 
@@ -171,14 +168,15 @@ def test_what_cannot_be_sent_is_said_and_goes_back_into_the_box(page: Page) -> N
     expect(questions(page)).to_have_count(0)
 
 
-def test_a_second_tab_may_not_ask_while_an_answer_is_written(page: Page, shot: Shot) -> None:
+def test_a_second_tab_may_not_ask_while_an_answer_is_written(
+    page: Page, demo_server: ServerProcess, shot: Shot
+) -> None:
     say_and_wait(page, "Count from 1 to 3.", "1, 2, 3")
     second = page.context.new_page()
     second.goto(page.url)
     box(second).fill("Count from 1 to 4.")
-    say(page, COUNT)
-    wait_for_first_words(page)
-    box(second).press("Enter")
+    with in_the_middle(page, demo_server):
+        box(second).press("Enter")
     expect(second.get_by_role("alert")).to_contain_text("An answer is still being written here.")
     expect(box(second)).to_have_value("Count from 1 to 4.")
     shot(second, "conflict")
