@@ -156,15 +156,21 @@ def _announce(settings: Settings) -> None:
         threading.Thread(target=webbrowser.open, args=(settings.url,), daemon=True).start()
 
 
-def _listen(settings: Settings) -> socket.socket:
-    """The listening socket, before minutes are spent on a model. Raises UsageError with the way out."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+def bind(settings: Settings) -> socket.socket:
+    """The server's address, before minutes are spent on a model; it listens later. Raises UsageError."""
     try:
-        listening = socket.create_server((settings.host, settings.port), family=family, backlog=512)
+        with socket.create_server((settings.host, settings.port), family=_family(settings)):
+            pass  # two sockets may be bound to one port as long as none listens, so this asks whether one can
+        bound = socket.socket(_family(settings))
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((settings.host, settings.port))
     except OSError as error:
         raise UsageError(_why_not(error, settings)) from None
-    listening.set_inheritable(True)
-    return listening
+    return bound
+
+
+def _family(settings: Settings) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in settings.host else socket.AF_INET
 
 
 def _why_not(error: OSError, settings: Settings) -> str:
@@ -175,6 +181,11 @@ def _why_not(error: OSError, settings: Settings) -> str:
     return f"--host {settings.host} --port {settings.port}: can't listen there ({error.strerror or error})."
 
 
+async def _try_store(settings: Settings) -> None:
+    """A folder that can't be written is told now, in one line; inside uvicorn it would be a page of traceback."""
+    await (await Store.open(settings.data_dir / "sparrow.db")).close()
+
+
 def _show_progress(done: float) -> bool:
     """From an SD card the weights take half a minute; a person wants to see that they come."""
     if sys.stdout.isatty():
@@ -182,10 +193,11 @@ def _show_progress(done: float) -> bool:
     return True
 
 
-def serve(settings: Settings, model_path: Path, *, is_demo: bool) -> int:
+def serve(settings: Settings, bound: socket.socket, model_path: Path, *, is_demo: bool) -> int:
     """Load the model, serve until Ctrl-C, and return the exit code. Raises UsageError and ModelFileError."""
-    with _listen(settings) as listening:
-        settings = settings.with_port(listening.getsockname()[1])
+    with bound:
+        settings = settings.with_port(bound.getsockname()[1])
+        asyncio.run(_try_store(settings))
         began = time.monotonic()
         print(f"Loading {model_path.name} … ", end="", flush=True)
         engine = open_engine(
@@ -205,7 +217,7 @@ def serve(settings: Settings, model_path: Path, *, is_demo: bool) -> int:
         )
         server = _Server(config, app, settings)
         try:
-            server.run([listening])
+            server.run([bound])
         except KeyboardInterrupt:  # uvicorn raises it again once everything has ended
             print("\nStopped.")
         finally:
