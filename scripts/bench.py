@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -147,7 +148,9 @@ def _raw_figures(given: argparse.Namespace, model: Path, n_prompt: int) -> Figur
     job = {"model": str(model.resolve()), "n_ctx": given.ctx, "n_slots": given.slots, "n_threads": given.threads}
     job |= {"n_prompt": n_prompt, "n_long": max(N_LONG, n_prompt), "n_tokens": given.n_tokens}
     command = [sys.executable, str(bench_server.ROOT / "scripts" / "bench_raw.py"), json.dumps(job)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=bench_server.ROOT)
+    # llama.cpp as it comes: with libgomp's own spinning, which server.engine shortens for ours.
+    plain = {"GOMP_SPINCOUNT": "300000", **os.environ}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=bench_server.ROOT, env=plain)
     if done.returncode:
         last = done.stderr.strip().rpartition("\n")[2]
         raise UsageError(f"llama.cpp can't compute {model}: {last or f'it ended with {done.returncode}'}")

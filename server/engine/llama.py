@@ -187,6 +187,7 @@ class Context:
     def __init__(self, model: Model, params: ContextParams) -> None:
         """Raises UsageError when the memory for the KV cache can't be had."""
         self.n_batch = params.n_batch
+        self._n_outputs = params.n_slots
         self.n_vocab = model.vocab.n_tokens
         self._ctx = llama_cpp.llama_init_from_model(model._model, _native_params(params))
         if not self._ctx:
@@ -198,6 +199,7 @@ class Context:
 
     def decode(self, batch: Batch) -> DecodeStatus:
         """Compute the batch (at most n_batch tokens). Logits of its sampled rows are valid until the next decode."""
+        assert len(batch.sampled_rows()) <= self._n_outputs, "llama.cpp would abort the process"
         self._fill(batch)
         code = llama_cpp.llama_decode(self._ctx, self._batch)
         return {0: DecodeStatus.OK, 1: DecodeStatus.NO_SLOT}.get(code, DecodeStatus.FAILED)
