@@ -149,7 +149,7 @@ def _raw_figures(given: argparse.Namespace, model: Path, n_prompt: int) -> Figur
     job |= {"n_prompt": n_prompt, "n_long": max(N_LONG, n_prompt), "n_tokens": given.n_tokens}
     command = [sys.executable, str(bench_server.ROOT / "scripts" / "bench_raw.py"), json.dumps(job)]
     # llama.cpp as it comes: with libgomp's own spinning, which server.engine shortens for ours.
-    plain = {"GOMP_SPINCOUNT": "300000", **os.environ}
+    plain = {**os.environ, "GOMP_SPINCOUNT": "300000"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=bench_server.ROOT, env=plain)
     if done.returncode:
         last = done.stderr.strip().rpartition("\n")[2]
