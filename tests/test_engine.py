@@ -163,6 +163,28 @@ def test_a_computation_that_fails_ends_its_answers_and_the_engine_lives(
     assert ask(engine, "x").wait().reason == "length"
 
 
+def test_cancel_breaks_a_prompt_off_and_the_next_one_goes_on_from_there(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cancel comes while the second chunk computes: no third one is begun."""
+    decode, seen = engine._context.decode, []
+    reader, text = Reader(), "y" * 240
+
+    def counting(batch: Batch) -> DecodeStatus:
+        if len(seen) == 1:
+            handle.cancel()
+        seen.append(decode(batch))
+        return seen[-1]
+
+    monkeypatch.setattr(engine._context, "decode", counting)
+    handle = engine.submit(engine.vocab.tokenize(text), GREEDY, reader)
+    assert reader.wait().reason == "cancelled"
+    assert seen == [DecodeStatus.OK, DecodeStatus.INTERRUPTED]
+    finished = ask(engine, text, replace(GREEDY, max_tokens=1)).wait()
+    assert finished.reason == "length" and finished.usage.n_reused == engine._context.n_batch
+    engine.scheduler.check_integrity()
+
+
 def test_a_bug_in_a_step_ends_its_answers_and_the_engine_lives(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine.llama import Model, SamplerChain, top_ids
+from server.engine.llama import Model, SamplerChain
 from server.engine.sampling import SamplingParams, n_candidates, plan
+from server.engine.topk import top_ids
 from server.errors import InvalidField
 
 

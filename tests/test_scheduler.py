@@ -175,6 +175,9 @@ def random_step(scheduler: Scheduler, memory: FakeMemory, rng: random.Random, li
         for span in batch.spans:
             scheduler.fail(span.sequence)
             live.remove(span.sequence)
+    elif rng.random() < 0.05:
+        memory.break_some(batch, rng)
+        scheduler.undo(batch)
     elif not memory.decode(batch):
         if not scheduler.make_room():
             scheduler.fail(batch.spans[0].sequence)

@@ -25,13 +25,20 @@ LAYERS = [
     ["server.engine.scheduler"],
     ["server.engine.prefix"],
     ["server.engine.sequence"],
-    ["server.engine.sampling", "server.engine.text", "server.engine.pace", "server.settings", "server.gguf_file"],
+    [
+        "server.engine.sampling",
+        "server.engine.text",
+        "server.engine.pace",
+        "server.engine.topk",
+        "server.settings",
+        "server.gguf_file",
+    ],
     ["server.errors"],
 ]
 """Top to bottom. A module imports from lower layers only; two of one layer do not know each other."""
 
 NATIVE = {"server.engine.llama", "server.engine.quantizer"}
-PURE = ["sampling", "pace", "sequence", "text", "prefix", "scheduler"]
+PURE = ["sampling", "pace", "topk", "sequence", "text", "prefix", "scheduler"]
 NOT_IN_ENGINE = {"starlette", "asyncio", "jinja2", "sqlite3", "uvicorn"}
 NOT_IN_PURE = NOT_IN_ENGINE | {"ctypes", "threading", "time", "datetime", "llama_cpp"}
 

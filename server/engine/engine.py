@@ -80,8 +80,9 @@ class Handle:
         self.id = answer_id
 
     def cancel(self) -> None:
-        """Stop it between two steps; the terminal event is then Finished("cancelled"). After the end: nothing."""
+        """Stop it now; the terminal event is then Finished("cancelled"). After the end: nothing."""
         self._engine._command(lambda: self._engine._cancel(self.id))
+        self._engine._interrupt()
 
 
 class Engine:
@@ -113,6 +114,7 @@ class Engine:
         self._n_slots = n_slots
         self._mean_s = 5.0
         self._closing = False
+        self._may_interrupt = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     # --- for every thread -------------------------------------------------------------------------------------
@@ -144,10 +146,11 @@ class Engine:
         return max(1, min(60, round(self._mean_s / self._n_slots)))
 
     def close(self) -> None:
-        """End every answer with ShuttingDown, stop the thread, free llama.cpp's memory. Returns within one step."""
+        """End every answer with ShuttingDown, stop the thread, free llama.cpp's memory."""
         with self._lock:
             self._closing = True
         self._command(lambda: None)
+        self._interrupt()
         if self._thread.is_alive():
             self._thread.join()
         self._context.close()
@@ -155,6 +158,11 @@ class Engine:
 
     def _command(self, command: Callable[[], None]) -> None:
         self._inbox.put(command)
+
+    def _interrupt(self) -> None:
+        """Have the inbox read now and not after the step, unless that would hold up somebody who reads along."""
+        if self._may_interrupt:
+            self._context.interrupt()
 
     # --- the engine's thread ----------------------------------------------------------------------------------
 
@@ -180,6 +188,7 @@ class Engine:
 
     def _drain(self) -> None:
         """Run the commands that are there."""
+        self._context.resume()
         while not self._inbox.empty():
             self._inbox.get()()
 
@@ -197,10 +206,8 @@ class Engine:
         batch = self.scheduler.schedule(self._pace.n_prefill(self.scheduler.n_decoding))
         self._mark_started(batch)
         status = self._compute(batch)
-        if status is DecodeStatus.NO_SLOT:
-            return self._make_room(batch)
-        if status is DecodeStatus.FAILED:
-            return self._fail_batch(batch)
+        if status is not DecodeStatus.OK:
+            return self._recover(status, batch)
         answers = [(row, self._by_sequence[id(sequence)]) for row, sequence in batch.sampled_rows()]
         sampled = {row: self._sample(answer, row) for row, answer in answers}
         self.scheduler.commit(batch, sampled)
@@ -209,7 +216,9 @@ class Engine:
 
     def _compute(self, batch: Batch) -> DecodeStatus:
         n_decode, began = self.scheduler.n_decoding, time.monotonic()
+        self._may_interrupt = not n_decode
         status = self._context.decode(batch)
+        self._may_interrupt = False
         if status is DecodeStatus.OK:
             self._pace.observe(n_decode, batch.n_tokens - n_decode, time.monotonic() - began)
         return status
@@ -272,13 +281,15 @@ class Engine:
         self._mean_s += 0.2 * (usage.prompt_s + usage.decode_s - self._mean_s)
         self._emit(answer, Finished(reason, usage, error))
 
-    def _make_room(self, batch: Batch) -> None:
-        if not self.scheduler.make_room():
+    def _recover(self, status: DecodeStatus, batch: Batch) -> None:
+        """The batch was not computed: make room and try again, take it back, or end those who were in it."""
+        if status is DecodeStatus.INTERRUPTED:
+            self.scheduler.undo(batch)
+        elif status is DecodeStatus.FAILED:
+            for span in batch.spans:
+                self._fail(span.sequence, EngineFailed("llama.cpp could not compute this answer: try again."))
+        elif not self.scheduler.make_room():
             self._fail(batch.spans[0].sequence, EngineFailed("The conversation does not fit into memory any more."))
-
-    def _fail_batch(self, batch: Batch) -> None:
-        for span in batch.spans:
-            self._fail(span.sequence, EngineFailed("llama.cpp could not compute this answer: try again."))
 
     def _fail(self, sequence: TokenSequence, error: SparrowError) -> None:
         self.scheduler.fail(sequence)

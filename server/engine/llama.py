@@ -17,19 +17,14 @@ from pathlib import Path
 
 import llama_cpp
 import numpy as np
-import numpy.typing as npt
 
 from server.engine.sampling import SamplingParams, Stage, n_candidates
 from server.engine.scheduler import Batch
+from server.engine.topk import Logits, top_ids
 from server.errors import EngineFailed, ModelFileError, ShuttingDown, UsageError
-
-Logits = npt.NDArray[np.float32]
 
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 """llama_token_data, so that an array of candidates is what llama.cpp reads and writes."""
-
-_BLOCK = 128
-"""Logits per block of the top-k shortcut: 1,187 maxima for Qwen's 151,936, the fastest of 32 … 512 here."""
 
 _log_lines: list[str] = []
 
@@ -46,11 +41,18 @@ def _last_error(default: str) -> str:
     return next((line for line in reversed(_log_lines) if line), default)
 
 
+_IS_SET = ctypes.cast(ctypes.CDLL(None).strlen, llama_cpp.ggml_abort_callback)
+"""llama.cpp asks after each of some 800 operations whether to stop. A Python function would take the GIL each time and
+a tenth of a step; libc's strlen answers in nanoseconds: 0, false, for an empty string, 1 for one of a single letter."""
+
+
 class DecodeStatus(enum.Enum):
     OK = 0
     NO_SLOT = 1
     """The KV cache has no room for this batch; nothing was changed."""
-    FAILED = 2
+    INTERRUPTED = 2
+    """interrupt() was called: some of the batch may be in the cache; `truncate` the slots to what was there before."""
+    FAILED = 3
     """Computation failed; what the batch's slots hold is unknown."""
 
 
@@ -193,6 +195,8 @@ class Context:
         if not self._ctx:
             raise UsageError(f"--ctx {params.n_ctx} --slots {params.n_slots}: llama.cpp refused: {_last_error('?')}")
         self._memory = llama_cpp.llama_get_memory(self._ctx)
+        self._interrupt = ctypes.create_string_buffer(2)
+        llama_cpp.llama_set_abort_callback(self._ctx, _IS_SET, ctypes.addressof(self._interrupt))
         self._batch = llama_cpp.llama_batch_init(params.n_batch, 0, 1)
         self.n_ctx = int(llama_cpp.llama_n_ctx_seq(self._ctx))
         """Tokens per slot, as llama.cpp rounded it: at least what was asked for."""
@@ -202,7 +206,15 @@ class Context:
         assert len(batch.sampled_rows()) <= self._n_outputs, "llama.cpp would abort the process"
         self._fill(batch)
         code = llama_cpp.llama_decode(self._ctx, self._batch)
-        return {0: DecodeStatus.OK, 1: DecodeStatus.NO_SLOT}.get(code, DecodeStatus.FAILED)
+        return DecodeStatus(code) if code in (0, 1, 2) else DecodeStatus.FAILED
+
+    def interrupt(self) -> None:
+        """End the running or the next decode within a millisecond or so. For any thread, until resume()."""
+        self._interrupt.value = b"!"
+
+    def resume(self) -> None:
+        """Decode may run again."""
+        self._interrupt.value = b""
 
     def _fill(self, batch: Batch) -> None:
         native, row = self._batch, 0
@@ -301,22 +313,3 @@ class SamplerChain:
         if self._chain:
             llama_cpp.llama_sampler_free(self._chain)
             self._chain = None
-
-
-def top_ids(logits: Logits, k: int | None) -> npt.NDArray[np.int64]:
-    """The ids of the k largest logits in no order (all for None), exactly, in 0.15 ms instead of a full sort.
-
-    A block of the k blocks with the largest maxima holds every one of the k largest values: a value outside of them
-    has k maxima above it. Ties at the border fall as numpy finds them.
-    """
-    n = len(logits)
-    n_blocks = n // _BLOCK
-    if k is None or k >= n:
-        return np.arange(n)
-    if k >= n_blocks:
-        return np.argpartition(logits, n - k)[n - k :]
-    maxima = logits[: n_blocks * _BLOCK].reshape(n_blocks, _BLOCK).max(axis=1)
-    best = np.argpartition(maxima, n_blocks - k)[n_blocks - k :]
-    inside = (best[:, None] * _BLOCK + np.arange(_BLOCK)).ravel()
-    inside = np.concatenate([inside, np.arange(n_blocks * _BLOCK, n)])
-    return inside[np.argpartition(logits[inside], len(inside) - k)[len(inside) - k :]]

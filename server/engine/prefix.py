@@ -108,6 +108,15 @@ class SlotTable:
         slot.ids[slot.n : slot.n + len(tokens)] = tokens
         slot.n += len(tokens)
 
+    def undo(self, at: int) -> bool:
+        """Forget what llama.cpp holds of this busy slot beyond the books; False: it had to forget all of it."""
+        slot = self._slots[at]
+        if slot.n and self._memory.truncate(at, slot.n):
+            return True
+        self._memory.clear(at)
+        slot.n = 0
+        return False
+
     def release(self, at: int) -> None:
         """The sequence is done with the slot; its tokens stay for whoever continues them."""
         slot = self._slots[at]

@@ -111,6 +111,13 @@ class Scheduler:
             if id(sequence) in rows:
                 sequence.append(rows[id(sequence)])
 
+    def undo(self, batch: Batch) -> None:
+        """The batch was broken off: some of its tokens may be in the cache, none of them is booked."""
+        for span in batch.spans:
+            assert span.sequence.slot is not None
+            if not self.slots.undo(span.sequence.slot):
+                span.sequence.place(span.sequence.slot, 0)
+
     def remove(self, sequence: Sequence) -> None:
         """Finished or aborted: the slot becomes idle and keeps its tokens. A sequence that is not here is ignored."""
         if sequence in self.waiting:
