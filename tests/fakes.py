@@ -24,6 +24,10 @@ class FakeMemory:
     def clear(self, slot: int) -> None:
         self.tokens[slot].clear()
 
+    def copy(self, source: int, target: int) -> None:
+        assert not self.tokens[target]
+        self.tokens[target] = self.tokens[source][:]
+
     def n_held(self, slot: int) -> int:
         return len(self.tokens[slot])
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from server.engine.prefix import SlotTable
+from server.engine.prefix import MIN_COPY, SlotTable
 from server.engine.scheduler import MAX_OVERTAKEN, Scheduler
 from server.engine.sequence import Sequence
 from tests.fakes import FakeMemory
@@ -105,6 +105,22 @@ def test_conversations_that_share_only_a_system_prompt_do_not_throw_each_other_o
     assert sorted(map(len, memory.tokens)) == [0, 12, 12]
 
 
+def test_a_long_prefix_is_copied_from_a_conversation_that_goes_on() -> None:
+    scheduler, memory = make(3)
+    system = list(range(1000, 1000 + MIN_COPY))
+    running = Sequence([*system, 1, 2], N_CTX)
+    scheduler.add(running)
+    step(scheduler, memory, n_prefill=N_CTX)
+    other = Sequence([*system, 5, 6, 7], N_CTX)
+    scheduler.add(other)
+    step(scheduler, memory, n_prefill=N_CTX)
+    assert other.n_reused == MIN_COPY and running.slot != other.slot
+    short = Sequence([*system[: MIN_COPY - 1], 9], N_CTX)
+    scheduler.add(short)
+    step(scheduler, memory, n_prefill=N_CTX)
+    assert short.n_reused == 0, "copying would cost more than reading"
+
+
 def test_the_waiting_one_whose_prefix_is_at_hand_goes_first_but_not_for_ever() -> None:
     scheduler, memory = make(1)
     chat = Sequence([1, 2, 3, 4], N_CTX)
@@ -146,13 +162,13 @@ def test_without_room_idle_prefixes_go_first_then_the_youngest_waits() -> None:
 def test_two_thousand_random_steps_keep_the_books(seed: int) -> None:
     """add, abort, commit, preempt, fail in any order: after each, slots, sequences and memory agree."""
     rng = random.Random(seed)
-    scheduler, memory = make(rng.randint(1, 4), rng.choice([10**9, 70, 120]), rng.random() < 0.8)
-    bases = [[rng.randrange(5) for _ in range(30)] for _ in range(3)]
+    scheduler, memory = make(rng.randint(1, 4), rng.choice([10**9, 100, 160]), rng.random() < 0.8)
+    bases = [[rng.randrange(5) for _ in range(50)] for _ in range(3)]
     live: list[Sequence] = []
     for _ in range(2000):
         action = rng.random()
         if action < 0.2 and len(live) < 8:
-            prompt = rng.choice(bases)[: rng.randint(1, 30)] + [rng.randrange(5) for _ in range(rng.randint(0, 3))]
+            prompt = rng.choice(bases)[: rng.randint(1, 50)] + [rng.randrange(5) for _ in range(rng.randint(0, 3))]
             live.append(Sequence(prompt, rng.randint(len(prompt) + 1, N_CTX)))
             scheduler.add(live[-1])
         elif action < 0.25 and live:

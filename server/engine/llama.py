@@ -241,6 +241,10 @@ class Context:
     def clear(self, slot: int) -> None:
         llama_cpp.llama_memory_seq_rm(self._memory, slot, -1, -1)
 
+    def copy(self, source: int, target: int) -> None:
+        # A partitioned cache copies a slot's whole memory, before the next decode; `target` may be shortened at once.
+        llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
     def n_held(self, slot: int) -> int:
         return int(llama_cpp.llama_memory_seq_pos_max(self._memory, slot)) + 1
 
