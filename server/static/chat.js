@@ -241,6 +241,7 @@ function arrived({ id, url, title }) {
     conversation = id;
     history.replaceState(null, "", url);
     document.title = `${title} · Sparrow`;
+    $("#title").textContent = title;
   }
   remember();
   list(url, title);
