@@ -80,6 +80,14 @@ def test_the_second_question_reads_nothing_twice(client: TestClient) -> None:
     assert second["usage"]["prompt_tokens_details"]["cached_tokens"] == first["usage"]["prompt_tokens"] - 1
 
 
+def test_no_tokens_at_all_reads_the_prompt_for_the_next_question(client: TestClient) -> None:
+    messages = [{"role": "user", "content": "what I am still typing, at some length"}]
+    draft = post(client, messages=messages, max_tokens=0).json()
+    assert draft["choices"][0]["message"]["content"] == "" and draft["usage"]["completion_tokens"] == 0
+    sent = post(client, messages=messages).json()
+    assert sent["usage"]["prompt_tokens_details"]["cached_tokens"] == draft["usage"]["prompt_tokens"] - 1
+
+
 def test_text_parts_developer_role_and_null_fields(client: TestClient) -> None:
     messages = [
         {"role": "developer", "content": "Be kind."},
@@ -105,7 +113,7 @@ def test_text_parts_developer_role_and_null_fields(client: TestClient) -> None:
         ({"max_tokens": float("inf")}, "max_tokens"),
         ({"top_p": 0}, "top_p"),
         ({"top_k": 2.5}, "top_k"),
-        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": -1}, "max_tokens"),
         ({"max_completion_tokens": -1}, "max_tokens"),
         ({"stop": [1]}, "stop"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "stop"),

@@ -167,7 +167,7 @@ def test_cancel_breaks_a_prompt_off_and_the_next_one_goes_on_from_there(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The cancel comes while the second chunk computes: no third one is begun."""
-    decode, seen = engine._context.decode, []
+    decode, seen = engine._context.decode, list[DecodeStatus]()
     reader, text = Reader(), "y" * 240
 
     def counting(batch: Batch) -> DecodeStatus:
@@ -183,6 +183,27 @@ def test_cancel_breaks_a_prompt_off_and_the_next_one_goes_on_from_there(
     finished = ask(engine, text, replace(GREEDY, max_tokens=1)).wait()
     assert finished.reason == "length" and finished.usage.n_reused == engine._context.n_batch
     engine.scheduler.check_integrity()
+
+
+def test_a_draft_gives_way_at_once_and_is_read_in_the_end(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A question arrives while a draft is read: the draft's chunk is broken off, and read after the answer."""
+    decode, seen = engine._context.decode, list[tuple[bool, DecodeStatus]]()
+    readers: list[Reader] = []
+
+    def watching(batch: Batch) -> DecodeStatus:
+        if not seen:
+            readers.append(ask(engine, "a question"))
+        seen.append((batch.spans[0].sequence.is_draft, decode(batch)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(engine._context, "decode", watching)
+    draft = ask(engine, "d" * 200, replace(GREEDY, max_tokens=0))
+    finished = draft.wait()
+    assert (finished.reason, finished.usage.n_completion, draft.text) == ("length", 0, "")
+    assert readers[0].wait().reason == "length"
+    assert seen[0] == (True, DecodeStatus.INTERRUPTED)
+    assert [is_draft for is_draft, _ in seen[1:]] == [False] * 12 + [True] * 2
+    assert ask(engine, "d" * 200 + "!").wait().usage.n_reused == 200
 
 
 def test_a_bug_in_a_step_ends_its_answers_and_the_engine_lives(

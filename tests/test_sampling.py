@@ -19,7 +19,7 @@ from server.errors import InvalidField
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("max_tokens", 0),
+        ("max_tokens", -1),
         ("temperature", -0.1),
         ("temperature", 2.1),
         ("temperature", float("nan")),

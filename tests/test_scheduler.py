@@ -121,6 +121,22 @@ def test_a_long_prefix_is_copied_from_a_conversation_that_goes_on() -> None:
     assert short.n_reused == 0, "copying would cost more than reading"
 
 
+def test_a_draft_runs_only_while_nothing_else_does() -> None:
+    scheduler, memory = make(1)
+    draft = Sequence(range(40), N_CTX, is_draft=True)
+    scheduler.add(draft)
+    step(scheduler, memory)
+    assert draft.n_past == 8
+    question = Sequence([*range(6), 99], N_CTX)
+    scheduler.add(question)
+    assert step(scheduler, memory) == 1 and question.n_reused == 6, "it even uses what was read of the draft"
+    assert draft.slot is None and scheduler.drafts == [draft]
+    scheduler.remove(question)
+    while draft.n_pending:
+        step(scheduler, memory)
+    assert draft.n_completion == 0
+
+
 def test_the_waiting_one_whose_prefix_is_at_hand_goes_first_but_not_for_ever() -> None:
     scheduler, memory = make(1)
     chat = Sequence([1, 2, 3, 4], N_CTX)
@@ -169,7 +185,7 @@ def test_two_thousand_random_steps_keep_the_books(seed: int) -> None:
         action = rng.random()
         if action < 0.2 and len(live) < 8:
             prompt = rng.choice(bases)[: rng.randint(1, 50)] + [rng.randrange(5) for _ in range(rng.randint(0, 3))]
-            live.append(Sequence(prompt, rng.randint(len(prompt) + 1, N_CTX)))
+            live.append(Sequence(prompt, rng.randint(len(prompt) + 1, N_CTX), is_draft=rng.random() < 0.2))
             scheduler.add(live[-1])
         elif action < 0.25 and live:
             scheduler.remove(live.pop(rng.randrange(len(live))))
@@ -181,6 +197,10 @@ def test_two_thousand_random_steps_keep_the_books(seed: int) -> None:
     while scheduler.has_work:
         random_step(scheduler, memory, rng, live)
     assert not live
+
+
+def is_done(sequence: Sequence) -> bool:
+    return not sequence.n_pending if sequence.is_draft else sequence.is_full
 
 
 def random_step(scheduler: Scheduler, memory: FakeMemory, rng: random.Random, live: list[Sequence]) -> None:
@@ -200,7 +220,7 @@ def random_step(scheduler: Scheduler, memory: FakeMemory, rng: random.Random, li
             live.remove(batch.spans[0].sequence)
     else:
         scheduler.commit(batch, {row: rng.randrange(5) for row, _ in batch.sampled_rows()})
-        for sequence in [sequence for sequence in scheduler.running if sequence.is_full]:
+        for sequence in [sequence for sequence in scheduler.running if is_done(sequence)]:
             scheduler.remove(sequence)
             live.remove(sequence)
     scheduler.check_integrity()

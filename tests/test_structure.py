@@ -21,6 +21,7 @@ LAYERS = [
     ["server.records", "server.migrations"],
     ["server.engine.loader"],
     ["server.engine.engine"],
+    ["server.engine.request"],
     ["server.engine.llama", "server.engine.quantizer"],
     ["server.engine.scheduler"],
     ["server.engine.prefix"],

@@ -5,7 +5,6 @@ Everybody else calls submit() and Handle.cancel(), which put a command into the 
 
 from __future__ import annotations
 
-import itertools
 import logging
 import queue
 import random
@@ -16,22 +15,17 @@ from dataclasses import dataclass
 
 from server.engine.llama import Context, DecodeStatus, Model, SamplerChain
 from server.engine.pace import Pace
+from server.engine.request import Request, Sink
 from server.engine.sampling import PENALTY_LAST_N, SamplingParams, plan
 from server.engine.scheduler import Batch, Scheduler
-from server.engine.sequence import Event, Finished, FinishReason, TextDelta, Usage
+from server.engine.sequence import Event, Finished, FinishReason, TextDelta
 from server.engine.sequence import Sequence as TokenSequence
-from server.engine.text import TextStream
 from server.errors import ContextOverflow, EngineFailed, QueueFull, ShuttingDown, SparrowError
 
 log = logging.getLogger("sparrow.engine")
 
-Sink = Callable[[Event], None]
-"""Called on the engine's thread, at most once per step and sequence: it must return at once and not raise."""
-
 MAX_WAITING = 32
 """Requests that may wait for a slot; one more is told to come back later."""
-
-_ids = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -44,40 +38,12 @@ class ModelInfo:
     is_demo: bool = False
 
 
-class _Answer:
-    """One accepted request, from its prompt to its terminal event. Only the engine's thread touches it."""
-
-    def __init__(self, sequence: TokenSequence, params: SamplingParams, sink: Sink) -> None:
-        self.id = next(_ids)
-        self.sequence = sequence
-        self.params = params
-        self.sink = sink
-        self.text = TextStream(params.stop)
-        self.chain: SamplerChain | None = None
-        self.t_submitted = time.monotonic()
-        self.t_started: float | None = None
-        self.t_first: float | None = None
-
-    def usage(self) -> Usage:
-        now = time.monotonic()
-        started = self.t_started or now
-        first = self.t_first or now
-        return Usage(
-            n_prompt=self.sequence.n_prompt,
-            n_completion=self.sequence.n_completion,
-            n_reused=self.sequence.n_reused or 0,
-            queue_s=started - self.t_submitted,
-            prompt_s=max(0.0, first - started),
-            decode_s=now - first,
-        )
-
-
 class Handle:
     """What a caller holds of a submitted request."""
 
-    def __init__(self, engine: Engine, answer_id: int) -> None:
+    def __init__(self, engine: Engine, request_id: int) -> None:
         self._engine = engine
-        self.id = answer_id
+        self.id = request_id
 
     def cancel(self) -> None:
         """Stop it now; the terminal event is then Finished("cancelled"). After the end: nothing."""
@@ -106,8 +72,8 @@ class Engine:
         self.scheduler = Scheduler(n_slots, info.n_ctx, context)
         self._context = context
         self._pace = Pace(step_s, context.n_batch)
-        self._answers: dict[int, _Answer] = {}
-        self._by_sequence: dict[int, _Answer] = {}
+        self._requests: dict[int, Request] = {}
+        self._by_sequence: dict[int, Request] = {}
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._n_open = 0
@@ -115,6 +81,7 @@ class Engine:
         self._mean_s = 5.0
         self._closing = False
         self._may_interrupt = False
+        self._reads_drafts = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     # --- for every thread -------------------------------------------------------------------------------------
@@ -130,16 +97,19 @@ class Engine:
         n_ctx = self.model.n_ctx
         if len(tokens) >= n_ctx:
             raise ContextOverflow(len(tokens), n_ctx)
-        n_max = n_ctx if params.max_tokens is None else min(n_ctx, len(tokens) + params.max_tokens)
-        answer = _Answer(TokenSequence(tokens, n_max), params, sink)
+        n_most = n_ctx if params.max_tokens is None else params.max_tokens
+        sequence = TokenSequence(tokens, min(n_ctx, len(tokens) + max(1, n_most)), is_draft=n_most == 0)
+        request = Request(sequence, params, sink)
         with self._lock:
             if self._closing:
                 raise ShuttingDown("The server is shutting down: send the message again when it is back.")
             if self._n_open >= self._n_slots + MAX_WAITING:
                 raise QueueFull(MAX_WAITING, self._retry_after())
             self._n_open += 1
-        self._command(lambda: self._add(answer))
-        return Handle(self, answer.id)
+        self._command(lambda: self._add(request))
+        if self._reads_drafts:
+            self._context.interrupt()
+        return Handle(self, request.id)
 
     def _retry_after(self) -> int:
         """Seconds until a place is probably free, from the mean length of the last answers."""
@@ -174,8 +144,8 @@ class Engine:
             if self.scheduler.has_work:
                 self._guarded_step()
         self._drain()
-        for answer in list(self._answers.values()):
-            self._finish(answer, "error", ShuttingDown("The server was stopped in the middle of this answer."))
+        for request in list(self._requests.values()):
+            self._finish(request, "error", ShuttingDown("The server was stopped in the middle of this answer."))
 
     def _sleep(self) -> None:
         """Idle: see that the books are right, and wait for a command."""
@@ -208,17 +178,19 @@ class Engine:
         status = self._compute(batch)
         if status is not DecodeStatus.OK:
             return self._recover(status, batch)
-        answers = [(row, self._by_sequence[id(sequence)]) for row, sequence in batch.sampled_rows()]
-        sampled = {row: self._sample(answer, row) for row, answer in answers}
+        requests = [(row, self._by_sequence[id(sequence)]) for row, sequence in batch.sampled_rows()]
+        sampled = {row: self._sample(request, row) for row, request in requests}
         self.scheduler.commit(batch, sampled)
-        for row, answer in answers:
-            self._deliver(answer, sampled[row])
+        for row, request in requests:
+            self._deliver(request, sampled[row])
+        self._finish_drafts(batch)
 
     def _compute(self, batch: Batch) -> DecodeStatus:
         n_decode, began = self.scheduler.n_decoding, time.monotonic()
         self._may_interrupt = not n_decode
+        self._reads_drafts = all(span.sequence.is_draft for span in batch.spans)
         status = self._context.decode(batch)
-        self._may_interrupt = False
+        self._may_interrupt = self._reads_drafts = False
         if status is DecodeStatus.OK:
             self._pace.observe(n_decode, batch.n_tokens - n_decode, time.monotonic() - began)
         return status
@@ -226,60 +198,66 @@ class Engine:
     def _mark_started(self, batch: Batch) -> None:
         now = time.monotonic()
         for span in batch.spans:
-            answer = self._by_sequence[id(span.sequence)]
-            answer.t_started = answer.t_started or now
+            request = self._by_sequence[id(span.sequence)]
+            request.t_started = request.t_started or now
 
-    def _sample(self, answer: _Answer, row: int) -> int:
-        if answer.chain is None:
+    def _sample(self, request: Request, row: int) -> int:
+        if request.chain is None:
             seed = random.getrandbits(32)
-            answer.chain = SamplerChain(self.vocab, answer.params, plan(answer.params, seed))
-            for token in answer.sequence.tokens[-PENALTY_LAST_N:]:
-                answer.chain.accept(token)
-        return answer.chain.sample(self._context.logits(row))
+            request.chain = SamplerChain(self.vocab, request.params, plan(request.params, seed))
+            for token in request.sequence.tokens[-PENALTY_LAST_N:]:
+                request.chain.accept(token)
+        return request.chain.sample(self._context.logits(row))
 
-    def _deliver(self, answer: _Answer, token: int) -> None:
+    def _deliver(self, request: Request, token: int) -> None:
         """Show the text of a new token, and end the answer where it ends."""
-        answer.t_first = answer.t_first or time.monotonic()
+        request.t_first = request.t_first or time.monotonic()
         ended = token in self.vocab.eog
-        text = "" if ended else answer.text.push(self.vocab.piece(token))
-        ended = ended or answer.text.stopped
-        full = answer.sequence.is_full
+        text = "" if ended else request.text.push(self.vocab.piece(token))
+        ended = ended or request.text.stopped
+        full = request.sequence.is_full
         if ended or full:
-            text += answer.text.flush()
-        self._emit(answer, TextDelta(text) if text else None)
+            text += request.text.flush()
+        self._emit(request, TextDelta(text) if text else None)
         if ended or full:
-            self._finish(answer, "stop" if ended else "length")
+            self._finish(request, "stop" if ended else "length")
 
-    def _emit(self, answer: _Answer, event: Event | None) -> None:
+    def _finish_drafts(self, batch: Batch) -> None:
+        for span in batch.spans:
+            if span.sequence.is_draft and not span.sequence.n_pending:
+                self._finish(self._by_sequence[id(span.sequence)], "length")
+
+    def _emit(self, request: Request, event: Event | None) -> None:
         if event is None:
             return
         try:
-            answer.sink(event)
+            request.sink(event)
         except Exception:
-            log.exception("the receiver of answer %d failed", answer.id)
+            log.exception("the receiver of answer %d failed", request.id)
 
-    def _add(self, answer: _Answer) -> None:
-        self._answers[answer.id] = self._by_sequence[id(answer.sequence)] = answer
-        self.scheduler.add(answer.sequence)
+    def _add(self, request: Request) -> None:
+        self._requests[request.id] = self._by_sequence[id(request.sequence)] = request
+        self.scheduler.add(request.sequence)
 
-    def _cancel(self, answer_id: int) -> None:
-        answer = self._answers.get(answer_id)
-        if answer is not None:
-            text = answer.text.flush()
-            self._emit(answer, TextDelta(text) if text else None)
-            self._finish(answer, "cancelled")
+    def _cancel(self, request_id: int) -> None:
+        request = self._requests.get(request_id)
+        if request is not None:
+            text = request.text.flush()
+            self._emit(request, TextDelta(text) if text else None)
+            self._finish(request, "cancelled")
 
-    def _finish(self, answer: _Answer, reason: FinishReason, error: SparrowError | None = None) -> None:
+    def _finish(self, request: Request, reason: FinishReason, error: SparrowError | None = None) -> None:
         """The only place where an answer ends: slot, bookkeeping, sampler, terminal event."""
-        self.scheduler.remove(answer.sequence)
-        del self._answers[answer.id], self._by_sequence[id(answer.sequence)]
-        if answer.chain is not None:
-            answer.chain.close()
+        self.scheduler.remove(request.sequence)
+        del self._requests[request.id], self._by_sequence[id(request.sequence)]
+        if request.chain is not None:
+            request.chain.close()
         with self._lock:
             self._n_open -= 1
-        usage = answer.usage()
-        self._mean_s += 0.2 * (usage.prompt_s + usage.decode_s - self._mean_s)
-        self._emit(answer, Finished(reason, usage, error))
+        usage = request.usage()
+        if reason in ("stop", "length") and not request.sequence.is_draft:
+            self._mean_s += 0.2 * (usage.prompt_s + usage.decode_s - self._mean_s)
+        self._emit(request, Finished(reason, usage, error))
 
     def _recover(self, status: DecodeStatus, batch: Batch) -> None:
         """The batch was not computed: make room and try again, take it back, or end those who were in it."""

@@ -26,7 +26,7 @@ class SamplingParams:
     """Everything that decides an answer but the prompt. Raises InvalidField with the field's API name."""
 
     max_tokens: int | None = None
-    """Most tokens to generate; None: as many as the context holds."""
+    """Most tokens to generate; None: as many as the context holds; 0: only read the prompt, at leisure."""
     temperature: float = 0.7
     top_p: float = 0.8
     top_k: int = 20
@@ -42,7 +42,7 @@ class SamplingParams:
     """Never choose a token that ends the answer: for measurements of a fixed length."""
 
     def __post_init__(self) -> None:
-        _check(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", self.max_tokens, "1 or more")
+        _check(self.max_tokens is None or self.max_tokens >= 0, "max_tokens", self.max_tokens, "0 or more")
         _check(0.0 <= self.temperature <= 2.0, "temperature", self.temperature, "between 0 and 2")
         _check(0.0 < self.top_p <= 1.0, "top_p", self.top_p, "above 0 and at most 1")
         _check(0 <= self.top_k < 2**31, "top_k", self.top_k, "0 or more")

@@ -25,8 +25,8 @@ class Span:
 
     @property
     def wants_logits(self) -> bool:
-        """The span reaches the last known token: its last row's logits give the next one."""
-        return self.n_tokens == self.sequence.n_pending
+        """The span reaches the last known token: its last row's logits give the next one. A draft has no next one."""
+        return self.n_tokens == self.sequence.n_pending and not self.sequence.is_draft
 
 
 @dataclass
@@ -55,11 +55,13 @@ class Scheduler:
     def __init__(self, n_slots: int, n_ctx: int, memory: Memory) -> None:
         self.slots = SlotTable(n_slots, n_ctx, memory)
         self.waiting: list[Sequence] = []
+        self.drafts: list[Sequence] = []
+        """Drafts that wait: they run while nothing else does, and give way at once."""
         self.running: list[Sequence] = []
 
     @property
     def has_work(self) -> bool:
-        return bool(self.waiting or self.running)
+        return bool(self.waiting or self.running or self.drafts)
 
     @property
     def n_decoding(self) -> int:
@@ -67,12 +69,18 @@ class Scheduler:
         return sum(sequence.is_decoding for sequence in self.running)
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        (self.drafts if sequence.is_draft else self.waiting).append(sequence)
 
     def schedule(self, n_prefill: int) -> Batch:
         """The next step: all decode rows, then at most n_prefill prompt tokens. Empty only when there is no work."""
+        if self.waiting:
+            self._park_drafts()
         while self.waiting and self.slots.n_free:
-            self._admit(self._next_waiting())
+            chosen = self._next_waiting()
+            self.waiting.remove(chosen)
+            self._admit(chosen)
+        if self.drafts and not self.running:
+            self._admit(self.drafts.pop(0))
         decoding = [sequence for sequence in self.running if sequence.is_decoding]
         batch = Batch([Span(sequence, 1) for sequence in decoding])
         for sequence in self.running:
@@ -91,8 +99,12 @@ class Scheduler:
             sequence.n_overtaken += 1
         return chosen
 
+    def _park_drafts(self) -> None:
+        """Somebody waits for an answer: no draft may hold a slot. What was read of it stays there for now."""
+        for sequence in [running for running in self.running if running.is_draft]:
+            self.preempt(sequence)
+
     def _admit(self, sequence: Sequence) -> None:
-        self.waiting.remove(sequence)
         claim = self.slots.claim(sequence.tokens)
         sequence.place(claim.slot, claim.n_past)
         if sequence.n_reused is None:  # after a preemption it would count its own tokens
@@ -120,9 +132,10 @@ class Scheduler:
 
     def remove(self, sequence: Sequence) -> None:
         """Finished or aborted: the slot becomes idle and keeps its tokens. A sequence that is not here is ignored."""
-        if sequence in self.waiting:
-            self.waiting.remove(sequence)
-        elif sequence in self.running:
+        for queue in (self.waiting, self.drafts):
+            if sequence in queue:
+                queue.remove(sequence)
+        if sequence in self.running:
             self.slots.release(self._leave(sequence))
 
     def fail(self, sequence: Sequence) -> None:
@@ -142,7 +155,7 @@ class Scheduler:
         """Give the slot back and wait again, first in line; the tokens known so far become its prompt to read."""
         self.slots.release(self._leave(sequence))
         sequence.place(None, 0)
-        self.waiting.insert(0, sequence)
+        (self.drafts if sequence.is_draft else self.waiting).insert(0, sequence)
 
     def _leave(self, sequence: Sequence) -> int:
         """Stop running; the slot that was used is for the caller to give back."""
@@ -155,7 +168,7 @@ class Scheduler:
         self.slots.check_integrity()
         busy = [sequence.slot for sequence in self.running if sequence.slot is not None]
         assert len(busy) == len(set(busy)) == len(self.running), "two sequences share a slot"
-        assert all(sequence.slot is None and sequence.n_past == 0 for sequence in self.waiting)
+        assert all(sequence.slot is None and sequence.n_past == 0 for sequence in [*self.waiting, *self.drafts])
         for sequence in self.running:
             assert sequence.slot is not None and self.slots.is_busy(sequence.slot)
             assert self.slots.held(sequence.slot) == sequence.tokens[: sequence.n_past]

@@ -24,8 +24,12 @@ _arrivals = itertools.count()
 class Sequence:
     """A prompt and what was sampled after it. `slot` is the llama.cpp sequence id it runs in, None while it waits."""
 
-    def __init__(self, prompt: Iterable[int], n_max: int) -> None:
-        """prompt: at least one token id. n_max: most tokens that the sequence may come to hold, prompt included."""
+    def __init__(self, prompt: Iterable[int], n_max: int, *, is_draft: bool = False) -> None:
+        """prompt: at least one token id. n_max: most tokens that the sequence may come to hold, prompt included.
+
+        is_draft: only to be read, so that it is in a slot when it is asked for; nobody waits for it.
+        """
+        self.is_draft = is_draft
         self.tokens = list(prompt)
         self.n_prompt = len(self.tokens)
         self.n_max = n_max
