@@ -89,7 +89,7 @@ function refresh() {
 
 function toEnd() {
   following = latest.hidden = true;
-  thread.scrollTop = thread.scrollHeight;
+  if (messages.firstElementChild) thread.scrollTop = thread.scrollHeight; // the welcome is read from its top
 }
 
 /** @param {"user" | "assistant"} role @param {string} [content] */
