@@ -182,7 +182,8 @@ def _install_llama(lock: int) -> None:
     wanted.write_text(_llama_requirement() + "\n", encoding="utf-8")
     environment = toolchain.build_environment(dict(os.environ), *found)
     # Two names of one thing: older releases of pip read the first for a build's own packages, newer ones the second.
-    environment.update(PIP_CONSTRAINT=str(BUILD_LOCK), PIP_BUILD_CONSTRAINT=str(BUILD_LOCK))
+    # As a URL, because pip takes a blank in such a variable for the end of a path.
+    environment.update(PIP_CONSTRAINT=BUILD_LOCK.as_uri(), PIP_BUILD_CONSTRAINT=BUILD_LOCK.as_uri())
     jobs = environment["CMAKE_BUILD_PARALLEL_LEVEL"]
     print(f"llama.cpp is compiled for this CPU with {jobs} job(s) at a time: this takes minutes, once.", flush=True)
     command = _pip("install", "-v", "--no-deps", "-r", str(wanted))
@@ -252,7 +253,7 @@ REASONS = {
     "No space left on device": "the disk is full: free some space and start again",
     "Killed signal terminated program": "the compiler ran out of memory: close other programs, "
     "or start again with CMAKE_BUILD_PARALLEL_LEVEL=1",
-    "NameResolutionError|NewConnectionError|ConnectTimeoutError|ReadTimeoutError|ProxyError|Network is unreachable": (
+    r"NameResolutionError|NewConnectionError|(?:Connect|Read)TimeoutError|ProxyError|SSLError|from versions: none": (
         "the Python package index can't be reached: connect to a network that has it, or set PIP_INDEX_URL to a mirror"
     ),
 }

@@ -3,6 +3,7 @@
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -133,7 +134,7 @@ def _http_error(hub: str, error: HfHubHTTPError) -> Exception:
 def _plainly(error: Exception) -> str:
     if isinstance(error, httpx2.TimeoutException):
         return "it does not answer in time"
-    return str(error) or type(error).__name__
+    return re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
 
 
 def _agreed(hub: str, remote: Remote, stated: HfFileMetadata) -> tuple[str | None, int]:
