@@ -7,7 +7,7 @@ import secrets
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,19 @@ def test_an_answer_is_written_although_nobody_listens(client: TestClient) -> Non
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert len(articles(client.get(asked["conversation"]["url"]).text)[-1].text) > 100
+
+
+def test_a_growing_answer_is_saved_before_its_end(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.answers.SAVE_S", 0.02)
+    answer = ask(client)["answer"]
+    with closing(sqlite3.connect(tmp_path / "sparrow.db")) as db:
+        query = "SELECT status, length(content) FROM messages WHERE id = ?"
+        while (found := db.execute(query, (answer,)).fetchone()) == ("streaming", 0):
+            time.sleep(0.005)
+    assert found[0] == "streaming" and found[1] > 0
+    stop(client, answer)
 
 
 def test_stop_keeps_what_is_there_and_retry_answers_again(client: TestClient) -> None:
@@ -267,9 +280,8 @@ def test_a_server_that_goes_down_lets_listeners_go_and_keeps_the_half(open_app: 
         asked = ask(client)
         half = wait_for_text(client, asked["conversation"]["url"])
         cookies = client.cookies
-    with sqlite3.connect(tmp_path / "sparrow.db") as db:
+    with closing(sqlite3.connect(tmp_path / "sparrow.db")) as db:
         (status, text) = db.execute("SELECT status, content FROM messages WHERE id = ?", (half.id,)).fetchone()
-    db.close()
     assert status == "interrupted" and text.startswith(half.text)
     with open_app() as client:
         client.cookies = cookies
