@@ -32,6 +32,8 @@ VENV = ROOT / ".venv"
 LOG = VENV / "setup.log"
 BUSY = VENV / ".sparrow-busy"
 """There while packages are being installed: found by a later start, it means that a set-up was cut off."""
+BUILT_FOR = VENV / ".sparrow-llama"
+"""For which CPU and with which flags llama.cpp was compiled: an SD card may move to another board."""
 BUILD_LOCK, RUN_LOCK, DEV_LOCK = (ROOT / f"requirements{kind}.lock" for kind in ("-build", "", "-dev"))
 CPU_WHEELS = "https://abetlen.github.io/llama-cpp-python/whl/cpu"
 """Where the bindings' README says that ready-made wheels for CPUs are."""
@@ -76,8 +78,12 @@ def _version() -> str:
 def _digest(dev: bool) -> str:
     """Everything that decides what is in .venv, as one number."""
     parts = [path.read_bytes() for path in (BUILD_LOCK, RUN_LOCK, *([DEV_LOCK] if dev else []))]
-    parts += [repr((toolchain.AMX_OFF, toolchain.LLAMA_CMAKE_ARGS, platform.machine())).encode()]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+    return hashlib.sha256(b"\0".join([*parts, _build_digest().encode()])).hexdigest()
+
+
+def _build_digest() -> str:
+    parts = (toolchain.cpu(), toolchain.AMX_OFF, toolchain.LLAMA_CMAKE_ARGS)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
 def _stamp(dev: bool) -> Path:
@@ -132,6 +138,7 @@ def _set_up(dev: bool) -> None:
         BUSY.touch()
         if not _has_llama():
             _install_llama(lock)
+        BUILT_FOR.write_text(_build_digest(), encoding="ascii")
         _run(lock, "installing the pinned packages", _pip("install", "-r", str(DEV_LOCK if dev else RUN_LOCK)))
         BUSY.unlink()
         made = _stamp(dev).with_suffix(".new")
@@ -170,7 +177,8 @@ def _llama_requirement() -> str:
 
 def _has_llama() -> bool:
     release = _llama_requirement().split()[0].replace("-", "_").replace("==", "-")
-    return bool(list(VENV.glob(f"lib/python{_version()}/site-packages/{release}.dist-info/RECORD")))
+    there = bool(list(VENV.glob(f"lib/python{_version()}/site-packages/{release}.dist-info/RECORD")))
+    return there and (not BUILT_FOR.exists() or BUILT_FOR.read_text(encoding="ascii") == _build_digest())
 
 
 def _install_llama(lock: int) -> None:
@@ -184,10 +192,16 @@ def _install_llama(lock: int) -> None:
     # Two names of one thing: older releases of pip read the first for a build's own packages, newer ones the second.
     # As a URL, because pip takes a blank in such a variable for the end of a path.
     environment.update(PIP_CONSTRAINT=BUILD_LOCK.as_uri(), PIP_BUILD_CONSTRAINT=BUILD_LOCK.as_uri())
+    # Of its own: pip's usual cache may hold a build with other flags, or one for another machine with the same home.
+    environment["PIP_CACHE_DIR"] = str(_cache() / _build_digest())
     jobs = environment["CMAKE_BUILD_PARALLEL_LEVEL"]
     print(f"llama.cpp is compiled for this CPU with {jobs} job(s) at a time: this takes minutes, once.", flush=True)
-    command = _pip("install", "-v", "--no-deps", "-r", str(wanted))
+    command = _pip("install", "-v", "--no-deps", "--force-reinstall", "-r", str(wanted))
     _run(lock, "compiling llama.cpp", command, environment)
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sparrow"
 
 
 def _install_llama_wheel(lock: int) -> None:

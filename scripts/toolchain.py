@@ -5,6 +5,7 @@ The sources of bootstrap.py and this file are also read by Pythons that are too 
 
 import os
 import platform
+import re
 import shutil
 import subprocess
 import tempfile
@@ -103,6 +104,20 @@ def _macros(compiler: str, flags: "list[str]") -> "str | None":
     arguments = [*compiler.split(), *flags, "-dM", "-E", "-x", "c", os.devnull]
     done = subprocess.run(arguments, capture_output=True)
     return done.stdout.decode(errors="replace") if done.returncode == 0 else None
+
+
+INSTRUCTIONS = re.compile(r"^(?:avx|amx|sse|ssse|fma|f16c|bmi|asimd|sve|sme(?!p)|i8mm|bf16|fphp|dotprod)")
+
+
+def cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """What llama.cpp's native build depends on: the machine and its vector instructions, without the kernel's notes."""
+    try:
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.machine() + platform.processor()
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
+    features = sorted(flag for flag in found.group(1).split() if INSTRUCTIONS.match(flag)) if found else []
+    return " ".join([platform.machine(), *features])
 
 
 def memory_bytes() -> int:

@@ -143,6 +143,10 @@ def test_from_nothing_to_inside_and_the_second_start_is_immediate(checkout: Chec
     code, out, _ = checkout.run()
     assert code == 0 and "installing the pinned packages" in out
     assert checkout.n_builds == 1, "what is there already is not compiled again"
+    (checkout.folder / ".venv" / ".sparrow-llama").write_text("another CPU")
+    (checkout.folder / ".venv" / ".sparrow-run").unlink()
+    assert checkout.run()[0] == 0
+    assert checkout.n_builds == 2, "what was compiled for another CPU is"
 
 
 @pytest.mark.parametrize(
@@ -307,6 +311,22 @@ def test_the_build_has_no_amx_and_keeps_the_person_s_flags() -> None:
 def test_a_small_board_compiles_one_file_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(toolchain, "memory_bytes", lambda: 900 * 10**6)
     assert toolchain.build_environment({}, "cc", "c++")["CMAKE_BUILD_PARALLEL_LEVEL"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("text", "features"),
+    [
+        (
+            "processor : 0\nflags\t\t: fpu avx2 amx_tile sse4_2 ibpb_exit_to_user\n\nprocessor : 1\n",
+            "amx_tile avx2 sse4_2",
+        ),
+        ("processor : 0\nFeatures\t: fp asimd evtstrm asimddp fphp\n", "asimd asimddp fphp"),
+        ("nothing known\n", ""),
+    ],
+)
+def test_a_cpu_is_its_instructions_not_the_kernel_s_notes(tmp_path: Path, text: str, features: str) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    assert toolchain.cpu(tmp_path / "cpuinfo").split()[1:] == features.split()
 
 
 @pytest.mark.parametrize(
