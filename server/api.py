@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from server.api_request import ChatRequest, parse_chat
 from server.body import read_json
-from server.chat import ChatMessage
+from server.chat import MAX_RESERVE, ChatMessage, Fitted
 from server.engine.engine import Handle
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import Event, Finished, TextDelta, Usage
@@ -51,20 +51,27 @@ class _OwningResponse(SSEResponse):
             self._handle.cancel()
 
 
-async def _start(
-    request: Request[AppState], messages: list[ChatMessage], params: SamplingParams
-) -> tuple[EventLog, Handle]:
-    state = request.state
-    tokens = await run_in_threadpool(state["chat"].prompt, messages)
+async def _start(request: Request[AppState], tokens: list[int], params: SamplingParams) -> tuple[EventLog, Handle]:
     events = EventLog(asyncio.get_running_loop())
-    return events, state["engine"].submit(tokens, params, events.sink)
+    return events, request.state["engine"].submit(tokens, params, events.sink)
+
+
+async def _prompt(request: Request[AppState], asked: ChatRequest) -> Fitted:
+    chat, n_ctx = request.state["chat"], request.state["engine"].model.n_ctx
+    if not asked.truncates:
+        return Fitted(await run_in_threadpool(chat.prompt, asked.messages), 0)
+    n_reserve = min(asked.params.max_tokens or MAX_RESERVE, n_ctx // 2)
+    return await run_in_threadpool(chat.fit, asked.messages, n_ctx, n_reserve)
 
 
 class _Completion:
     """The JSON of one /v1/chat/completions answer: whole, or chunk by chunk."""
 
-    def __init__(self, model: str) -> None:
-        self._head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+    def __init__(self, model: str, n_dropped: int) -> None:
+        """n_dropped: how many of the oldest messages the model does not see; said only where there are any."""
+        self._head: dict[str, Any] = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": model}
+        if n_dropped:
+            self._head["truncation"] = {"dropped_messages": n_dropped}
 
     def whole(self, text: str, finished: Finished) -> dict[str, Any]:
         message = {"role": "assistant", "content": text}
@@ -94,8 +101,9 @@ def _usage(usage: Usage) -> dict[str, Any]:
 async def chat_completions(request: Request[AppState]) -> Response:
     """POST /v1/chat/completions, streamed or whole."""
     asked = parse_chat(await read_json(request), request.state["engine"].sampling_defaults)
-    events, handle = await _start(request, asked.messages, asked.params)
-    completion = _Completion(request.state["engine"].model.name)
+    prompt = await _prompt(request, asked)
+    events, handle = await _start(request, prompt.tokens, asked.params)
+    completion = _Completion(request.state["engine"].model.name, prompt.n_dropped)
     if asked.stream:
         return _OwningResponse(_chunks(events, completion, asked), handle)
     try:
@@ -162,7 +170,8 @@ async def stream(request: Request[AppState]) -> Response:
     message = given.get("message")
     if not isinstance(message, str) or not message.strip():
         raise InvalidField("message", "give the text to answer.")
-    events, handle = await _start(request, [ChatMessage("user", message)], request.state["engine"].sampling_defaults)
+    tokens = await run_in_threadpool(request.state["chat"].prompt, [ChatMessage("user", message)])
+    events, handle = await _start(request, tokens, request.state["engine"].sampling_defaults)
     return _OwningResponse(frames(events, _text_only, resumable=False), handle)
 
 

@@ -40,6 +40,8 @@ class ChatRequest:
     params: SamplingParams
     stream: bool
     include_usage: bool
+    truncates: bool
+    """Leave the oldest turns out when they don't fit, instead of refusing."""
 
 
 def parse_chat(body: Mapping[str, Any], defaults: SamplingParams) -> ChatRequest:
@@ -55,6 +57,7 @@ def parse_chat(body: Mapping[str, Any], defaults: SamplingParams) -> ChatRequest
         _params(body, defaults),
         _flag(body, "stream"),
         _flag(options, "include_usage", "stream_options.include_usage"),
+        _truncates(body.get("truncation")),
     )
 
 
@@ -118,6 +121,12 @@ def _stops(given: Any) -> tuple[str, ...]:
     if not isinstance(stops, list) or not all(isinstance(stop, str) for stop in stops):
         raise InvalidField("stop", "give a text or a list of texts.")
     return tuple(stops)
+
+
+def _truncates(given: Any) -> bool:
+    if given not in (None, "disabled", "auto"):
+        raise InvalidField("truncation", 'give "auto" (leave the oldest turns out) or "disabled" (refuse).')
+    return bool(given == "auto")
 
 
 def _flag(body: Mapping[str, Any], field: str, name: str | None = None) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn, Protocol
 
@@ -20,6 +20,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from server.errors import ContextOverflow, InvalidRequest, ModelFileError
 
 Role = Literal["system", "user", "assistant", "tool"]
+
+MAX_RESERVE = 1024
+"""Tokens kept free for an answer whose length nobody has limited."""
 
 _BREAK = "\ufdd0"
 """A code point that Unicode keeps free for such use: it breaks a special token in a person's text."""
@@ -105,27 +108,33 @@ class Chat:
     def fit(self, messages: Sequence[ChatMessage], n_ctx: int, n_reserve: int) -> Fitted:
         """The prompt of `messages` in at most n_ctx - n_reserve tokens: the oldest whole turns go, system prompts stay.
 
-        Raises ContextOverflow when not even the last message fits.
+        They go in steps of a third of the room, counted from the beginning of the conversation: so the prompt begins
+        at the same message for several turns, and what was read of it is not read again at each of them.
+        Raises ContextOverflow when not even the last turn fits.
         """
-        kept = list(messages)
-        while len(tokens := self.prompt(kept)) > n_ctx - n_reserve:
-            rest = _without_oldest_turn(kept)
-            if rest is None:
-                raise ContextOverflow(len(tokens), n_ctx)
-            kept = rest
-        return Fitted(tokens, len(messages) - len(kept))
+        tokens = self.prompt(messages)
+        room = n_ctx - n_reserve
+        if len(tokens) <= room:
+            return Fitted(tokens, 0)
+        for kept in self._shorter(messages, max(1, room // 3)):
+            tokens = self.prompt(kept)
+            if len(tokens) <= room:
+                return Fitted(tokens, len(messages) - len(kept))
+        raise ContextOverflow(len(tokens), n_ctx)
+
+    def _shorter(self, messages: Sequence[ChatMessage], step: int) -> Iterator[list[ChatMessage]]:
+        """`messages` without their first 1, 2, … steps of so many tokens, cut before a user's message; the last turn
+        comes last."""
+        turns = [at for at, message in enumerate(messages) if message.role == "user"][1:]
+        n_gone, wanted = 0, step
+        for begin, end in zip([0, *turns], turns, strict=False):
+            n_gone += sum(len(self._tokenizer.tokenize(message.content)) for message in messages[begin:end])
+            if n_gone >= wanted or end == turns[-1]:
+                wanted = (n_gone // step + 1) * step
+                yield [message for message in messages[:end] if message.role == "system"] + list(messages[end:])
 
     def _shield(self, content: str) -> str:
         content = content.replace(_BREAK, "")
         if self._special is None:
             return content
         return self._special.sub(lambda found: found[0][0] + _BREAK + found[0][1:], content)
-
-
-def _without_oldest_turn(messages: Sequence[ChatMessage]) -> list[ChatMessage] | None:
-    """Without the first user message and all up to the next one; None when only one turn is left."""
-    turns = [at for at, message in enumerate(messages) if message.role == "user"]
-    if len(turns) < 2:
-        return None
-    system = [message for message in messages[: turns[1]] if message.role == "system"]
-    return system + list(messages[turns[1] :])

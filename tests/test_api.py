@@ -121,6 +121,7 @@ def test_text_parts_developer_role_and_null_fields(client: TestClient) -> None:
         ({"stream_options": 1}, "stream_options"),
         ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"),
         ({"n": 2}, "n"),
+        ({"truncation": "yes"}, "truncation"),
         ({"tools": [{}]}, "tools"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"logprobs": True}, "logprobs"),
@@ -154,6 +155,20 @@ def test_a_prompt_that_is_too_long_is_a_400_with_both_numbers(client: TestClient
     error = reply.json()["error"]
     assert (reply.status_code, error["code"]) == (400, "context_length_exceeded")
     assert str(N_CTX) in error["message"] and "101" in error["message"]
+
+
+def test_truncation_leaves_the_oldest_turns_out_and_says_so(client: TestClient) -> None:
+    history = [{"role": role, "content": f"{turn} " + "x" * 60} for turn in range(8) for role in ("user", "assistant")]
+    history.append({"role": "user", "content": "and now?"})
+    assert post(client, messages=history).status_code == 400
+    whole = post(client, messages=history, truncation="auto").json()
+    assert whole["truncation"]["dropped_messages"] in range(2, 16, 2)
+    assert whole["usage"]["prompt_tokens"] < N_CTX
+    assert (
+        chunks(post(client, messages=history, truncation="auto", stream=True).text)[0]["truncation"]
+        == whole["truncation"]
+    )
+    assert "truncation" not in post(client, truncation="auto").json()
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nothing", 404), ("GET", "/v1/chat/completions", 405)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from server.chat import CHATML, Chat, ChatMessage
@@ -48,11 +50,25 @@ def test_the_oldest_turns_go_and_the_system_prompt_stays(chat: Chat) -> None:
     all_of_it = len(chat.prompt(HISTORY))
     assert chat.fit(HISTORY, all_of_it, 0).n_dropped == 0
     fitted = chat.fit(HISTORY, all_of_it - 1, 0)
-    assert fitted.n_dropped == 2 and fitted.tokens == chat.prompt([HISTORY[0], *HISTORY[3:]])
-    smallest = len(chat.prompt([HISTORY[0], HISTORY[5]]))
+    assert fitted.n_dropped == 4 and fitted.tokens == chat.prompt([HISTORY[0], HISTORY[5]])
+    smallest = len(fitted.tokens)
     assert chat.fit(HISTORY, smallest + 5, 5).n_dropped == 4
     with pytest.raises(ContextOverflow):
         chat.fit(HISTORY, smallest + 4, 5)
+
+
+def test_the_memory_begins_at_the_same_message_for_several_turns(chat: Chat) -> None:
+    """A long conversation in a small context: it jumps rarely, never back, and always fits."""
+    history, begins = [ChatMessage("system", "Be kind.")], []
+    for turn in range(60):
+        history.append(ChatMessage("user", f"question {turn} " + "x" * 40))
+        fitted = chat.fit(history, 1000, 200)
+        assert len(fitted.tokens) <= 800
+        begins.append(fitted.n_dropped)
+        history.append(ChatMessage("assistant", "y" * 30))
+    jumps = sum(a != b for a, b in pairwise(begins))
+    assert begins == sorted(begins) and begins[-1] > 80
+    assert jumps <= 60 * 130 // (800 // 3) + 2, f"{jumps} jumps: {begins}"
 
 
 @pytest.mark.parametrize(
