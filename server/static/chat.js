@@ -182,7 +182,9 @@ function listen(article, after) {
   source.addEventListener("delta", (event) => {
     [mine.after, mine.heard] = [Number(event.lastEventId), Date.now()];
     mine.pending += JSON.parse(event.data).text;
-    timer ||= setTimeout(flush, 30); // animation frames would stand still in a tab behind another
+    if (timer) return; // a fast model: 30 times a second is often enough
+    flush();
+    timer = setTimeout(flush, 30); // no animation frame: those stand still in a tab behind another
   });
   source.addEventListener("reset", (event) => {
     mine.pending = "";

@@ -70,10 +70,11 @@ def in_the_middle(page: Page, server: ServerProcess) -> Iterator[str]:
 
     The demo writes its longest answer in half a second: what has to happen before its end happens inside this.
     """
-    with _slow_motion(server.pid):
+    with slow_motion(server):
         box(page).fill(COUNT)
         button(page, "Send").click()
         wait_for_first_words(page)
+    os.kill(server.pid, signal.SIGSTOP)
     try:
         page.wait_for_timeout(150)  # what was on its way arrives
         half = written(page)
@@ -84,16 +85,15 @@ def in_the_middle(page: Page, server: ServerProcess) -> Iterator[str]:
 
 
 @contextmanager
-def _slow_motion(pid: int) -> Iterator[None]:
-    """The process runs for a fifth of the time, and stands still afterwards."""
+def slow_motion(server: ServerProcess) -> Iterator[None]:
+    """The server runs for a fifth of the time: the demo is as fast as a large model."""
     ended = threading.Event()
 
     def brake() -> None:
         while not ended.wait(0.01):
-            os.kill(pid, signal.SIGSTOP)
+            os.kill(server.pid, signal.SIGSTOP)
             ended.wait(0.04)
-            os.kill(pid, signal.SIGCONT)
-        os.kill(pid, signal.SIGSTOP)
+            os.kill(server.pid, signal.SIGCONT)
 
     thread = threading.Thread(target=brake)
     thread.start()

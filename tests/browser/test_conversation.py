@@ -17,6 +17,7 @@ from tests.browser.chat import (
     questions,
     say,
     say_and_wait,
+    slow_motion,
     states,
     watch,
     written,
@@ -37,9 +38,10 @@ def test_the_name_of_the_first_turn_is_known_in_the_third(page: Page, shot: Shot
     shot(page, "conversation")
 
 
-def test_an_answer_appears_word_by_word(page: Page) -> None:
+def test_an_answer_appears_word_by_word(page: Page, demo_server: ServerProcess) -> None:
     watch(page)
-    say_and_wait(page, COUNT, HUNDRED)
+    with slow_motion(demo_server):
+        say_and_wait(page, COUNT, HUNDRED)
     seen = states(page)
     assert len(seen) > 10, seen
     assert all(HUNDRED.startswith(text) for text in seen)
