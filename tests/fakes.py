@@ -40,7 +40,7 @@ class FakeMemory:
             assert sequence.slot is not None
             held = self.tokens[sequence.slot]
             assert held == sequence.tokens[: sequence.n_past], "the slot holds something else"
-            held.extend(sequence.tokens[sequence.n_past : sequence.n_past + span.n_tokens])
+            held.extend(sequence.upcoming(span.n_tokens))
         return True
 
     def break_some(self, batch: Batch, rng: random.Random) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from server.chat import Chat, ChatMessage
 from server.engine.engine import MAX_WAITING, Engine
 from server.engine.llama import DecodeStatus, SamplerChain
 from server.engine.loader import open_engine
@@ -18,6 +19,7 @@ from server.engine.sampling import SamplingParams
 from server.engine.scheduler import Batch
 from server.engine.sequence import Event, Finished, TextDelta
 from server.errors import ContextOverflow, EngineFailed, QueueFull, ShuttingDown
+from tests.conftest import DEMO
 
 N_CTX = 256
 GREEDY = SamplingParams(temperature=0.0, repeat_penalty=1.0, ignore_eos=True, max_tokens=12)
@@ -204,6 +206,40 @@ def test_a_draft_gives_way_at_once_and_is_read_in_the_end(engine: Engine, monkey
     assert seen[0] == (True, DecodeStatus.INTERRUPTED)
     assert [is_draft for is_draft, _ in seen[1:]] == [False] * 12 + [True] * 2
     assert ask(engine, "d" * 200 + "!").wait().usage.n_reused == 200
+
+
+@pytest.fixture(scope="module")
+def demo() -> Iterator[Engine]:
+    engine = open_engine(DEMO, n_ctx=1024, n_slots=2)
+    engine.start()
+    yield engine
+    engine.close()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_guesses_change_the_number_of_steps_and_not_the_answer(
+    demo: Engine, monkeypatch: pytest.MonkeyPatch, temperature: float
+) -> None:
+    """A model that repeats a text: with guesses it takes a fraction of the steps, and says the same."""
+    text = "the grey heron waits beside the slow river until a small fish comes near and then it strikes at once"
+    messages = [ChatMessage("user", f"Repeat: {text}")]
+    tokens = Chat(demo.chat_template, demo.vocab).prompt(messages)
+    params = SamplingParams(temperature=temperature, seed=1, repeat_penalty=1.0)
+    decode, n_steps, texts = demo._context.decode, [0, 0], list[str]()
+    for at, n in enumerate((0, demo._context.n_guesses)):
+
+        def counting(batch: Batch, at: int = at) -> DecodeStatus:
+            n_steps[at] += 1
+            return decode(batch)
+
+        monkeypatch.setattr(demo._context, "decode", counting)
+        monkeypatch.setattr(demo._context, "n_guesses", n)
+        reader = Reader()
+        demo.submit(tokens, params, reader)
+        reader.wait()
+        texts.append(reader.text)
+    assert texts == [text, text]
+    assert n_steps[1] < n_steps[0] / 2
 
 
 def test_a_bug_in_a_step_ends_its_answers_and_the_engine_lives(

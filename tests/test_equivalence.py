@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from itertools import zip_longest
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from tests.tiny_model import write_tiny_model
 N_CTX = 128
 N_SLOTS = 3
 N_NEW = 10
+N_GUESSES = 4
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +32,25 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 
 
 def new_context(model: Model) -> Context:
-    return Context(model, ContextParams(N_CTX, N_SLOTS, n_threads=1, n_batch=64, exact=True))
+    return Context(
+        model, ContextParams(N_CTX, N_SLOTS, n_threads=1, n_batch=64, n_guesses=N_SLOTS * N_GUESSES, exact=True)
+    )
+
+
+def choose(context: Context, sequence: Sequence, rows: range) -> list[int]:
+    """Greedy: the guesses that are right, and the token after them."""
+    chosen: list[int] = []
+    for row, guess in zip_longest(rows, sequence.guesses):
+        chosen.append(int(np.argmax(context.logits(row))))
+        if chosen[-1] != guess:
+            break
+    return chosen
 
 
 def step(scheduler: Scheduler, context: Context, n_prefill: int) -> None:
     batch = scheduler.schedule(n_prefill)
     assert context.decode(batch) is DecodeStatus.OK
-    scheduler.commit(batch, {row: int(np.argmax(context.logits(row))) for row, _ in batch.sampled_rows()})
+    scheduler.commit(batch, {sequence: choose(context, sequence, rows) for rows, sequence in batch.sampled_rows()})
     scheduler.check_integrity()
     for sequence in list(scheduler.running):
         if sequence.is_full:
@@ -82,9 +96,22 @@ def test_a_random_schedule_gives_the_tokens_of_each_prompt_alone(model: Model, s
             scheduler.preempt(rng.choice(scheduler.running))
         if rng.random() < 0.05:
             scheduler.slots.evict()
+        guess(scheduler, rng, expected)
         step(scheduler, context, rng.randint(1, 40))
     assert [sequence.tokens for sequence in added] == expected
     context.close()
+
+
+def guess(scheduler: Scheduler, rng: random.Random, expected: list[list[int]]) -> None:
+    """Sometimes the right continuation, sometimes nonsense from some token on."""
+    for sequence in scheduler.running:
+        n_known = len(sequence.tokens)
+        if sequence.is_decoding and rng.random() < 0.5:
+            right = next(tokens for tokens in expected if tokens[:n_known] == sequence.tokens)[n_known:-1]
+            guesses = right[: rng.randint(0, N_GUESSES)]
+            if guesses and rng.random() < 0.5:
+                guesses[rng.randrange(len(guesses))] = rng.randrange(256)
+            sequence.guesses = guesses
 
 
 def test_a_cancelled_sequence_leaves_the_others_alone(model: Model) -> None:

@@ -25,7 +25,7 @@ def step(scheduler: Scheduler, memory: FakeMemory, n_prefill: int = 8, token: in
     if not memory.decode(batch):
         assert scheduler.make_room()
         return 0
-    scheduler.commit(batch, {row: token for row, _ in batch.sampled_rows()})
+    scheduler.commit(batch, {sequence: [token] for _, sequence in batch.sampled_rows()})
     scheduler.check_integrity()
     return batch.n_tokens
 
@@ -47,7 +47,7 @@ def test_a_decode_row_comes_before_a_long_prompt_and_the_prompt_is_cut_into_chun
         batch = scheduler.schedule(8)
         assert [(span.sequence, span.n_tokens) for span in batch.spans] == [(reader, 1), (prompt, 8)]
         assert memory.decode(batch)
-        scheduler.commit(batch, {row: 5 for row, _ in batch.sampled_rows()})
+        scheduler.commit(batch, {sequence: [5] for _, sequence in batch.sampled_rows()})
         assert (reader.n_completion, prompt.n_past) == (n + 1, 8 * n)
 
 
@@ -199,11 +199,22 @@ def test_two_thousand_random_steps_keep_the_books(seed: int) -> None:
     assert not live
 
 
+def choose(sequence: Sequence, rows: range, rng: random.Random) -> list[int]:
+    """Some of the guesses were right."""
+    n_right = rng.randint(0, len(sequence.guesses))
+    assert len(rows) == 1 + len(sequence.guesses)
+    return [*sequence.guesses[:n_right], rng.randrange(5)]
+
+
 def is_done(sequence: Sequence) -> bool:
     return not sequence.n_pending if sequence.is_draft else sequence.is_full
 
 
 def random_step(scheduler: Scheduler, memory: FakeMemory, rng: random.Random, live: list[Sequence]) -> None:
+    for sequence in scheduler.running:
+        if sequence.is_decoding and memory.can_truncate:
+            n_room = min(4, sequence.n_max - len(sequence.tokens) - 1)
+            sequence.guesses = [rng.randrange(5) for _ in range(rng.randint(0, n_room))]
     batch = scheduler.schedule(rng.randint(1, 12))
     assert batch.n_tokens
     if rng.random() < 0.02:
@@ -219,7 +230,7 @@ def random_step(scheduler: Scheduler, memory: FakeMemory, rng: random.Random, li
             scheduler.fail(batch.spans[0].sequence)
             live.remove(batch.spans[0].sequence)
     else:
-        scheduler.commit(batch, {row: rng.randrange(5) for row, _ in batch.sampled_rows()})
+        scheduler.commit(batch, {sequence: choose(sequence, rows, rng) for rows, sequence in batch.sampled_rows()})
         for sequence in [sequence for sequence in scheduler.running if is_done(sequence)]:
             scheduler.remove(sequence)
             live.remove(sequence)

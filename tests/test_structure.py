@@ -30,6 +30,7 @@ LAYERS = [
         "server.engine.sampling",
         "server.engine.text",
         "server.engine.pace",
+        "server.engine.lookup",
         "server.engine.topk",
         "server.settings",
         "server.gguf_file",
@@ -39,7 +40,7 @@ LAYERS = [
 """Top to bottom. A module imports from lower layers only; two of one layer do not know each other."""
 
 NATIVE = {"server.engine.llama", "server.engine.quantizer"}
-PURE = ["sampling", "pace", "topk", "sequence", "text", "prefix", "scheduler"]
+PURE = ["sampling", "pace", "lookup", "topk", "sequence", "text", "prefix", "scheduler"]
 NOT_IN_ENGINE = {"starlette", "asyncio", "jinja2", "sqlite3", "uvicorn"}
 NOT_IN_PURE = NOT_IN_ENGINE | {"ctypes", "threading", "time", "datetime", "llama_cpp"}
 

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import logging
 import queue
-import random
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
-from server.engine.llama import Context, DecodeStatus, Model, SamplerChain
+from server.engine.llama import Context, DecodeStatus, Model
 from server.engine.pace import Pace
 from server.engine.request import Request, Sink
-from server.engine.sampling import PENALTY_LAST_N, SamplingParams, plan
+from server.engine.sampling import SamplingParams
 from server.engine.scheduler import Batch, Scheduler
 from server.engine.sequence import Event, Finished, FinishReason, TextDelta
 from server.engine.sequence import Sequence as TokenSequence
@@ -173,16 +173,16 @@ class Engine:
 
     def step(self) -> None:
         """One batch: schedule, compute, choose tokens, hand out text."""
+        self._guess()
         batch = self.scheduler.schedule(self._pace.n_prefill(self.scheduler.n_decoding))
         self._mark_started(batch)
         status = self._compute(batch)
         if status is not DecodeStatus.OK:
             return self._recover(status, batch)
-        requests = [(row, self._by_sequence[id(sequence)]) for row, sequence in batch.sampled_rows()]
-        sampled = {row: self._sample(request, row) for row, request in requests}
+        sampled = {sequence: self._choose(sequence, rows) for rows, sequence in batch.sampled_rows()}
         self.scheduler.commit(batch, sampled)
-        for row, request in requests:
-            self._deliver(request, sampled[row])
+        for sequence in sampled:
+            self._deliver(self._by_sequence[id(sequence)])
         self._finish_drafts(batch)
 
     def _compute(self, batch: Batch) -> DecodeStatus:
@@ -196,40 +196,51 @@ class Engine:
         return status
 
     def _mark_started(self, batch: Batch) -> None:
-        now = time.monotonic()
         for span in batch.spans:
-            request = self._by_sequence[id(span.sequence)]
-            request.t_started = request.t_started or now
+            self._by_sequence[id(span.sequence)].start()
 
-    def _sample(self, request: Request, row: int) -> int:
-        if request.chain is None:
-            seed = random.getrandbits(32)
-            request.chain = SamplerChain(self.vocab, request.params, plan(request.params, seed))
-            for token in request.sequence.tokens[-PENALTY_LAST_N:]:
-                request.chain.accept(token)
-        return request.chain.sample(self._context.logits(row))
+    def _guess(self) -> None:
+        """For one or two who read along; beside more of them a row for a guess costs what it can gain."""
+        decoding = [sequence for sequence in self.scheduler.running if sequence.is_decoding]
+        if not self._context.n_guesses or len(decoding) > 2:
+            return
+        for sequence in decoding:
+            room = min(self._context.n_guesses // len(decoding), sequence.n_max - len(sequence.tokens) - 1)
+            sequence.guesses = self._by_sequence[id(sequence)].guesses(room)
 
-    def _deliver(self, request: Request, token: int) -> None:
-        """Show the text of a new token, and end the answer where it ends."""
-        request.t_first = request.t_first or time.monotonic()
-        ended = token in self.vocab.eog
-        text = "" if ended else request.text.push(self.vocab.piece(token))
-        ended = ended or request.text.stopped
-        full = request.sequence.is_full
-        if ended or full:
-            text += request.text.flush()
-        self._emit(request, TextDelta(text) if text else None)
-        if ended or full:
-            self._finish(request, "stop" if ended else "length")
+    def _choose(self, sequence: TokenSequence, rows: range) -> list[int]:
+        """The sequence's next tokens: the guesses that are what would be chosen anyway, and the one after them."""
+        request, chosen = self._by_sequence[id(sequence)], list[int]()
+        chain = request.sampler(self.vocab)
+        for row, guess in zip_longest(rows, sequence.guesses):
+            token = chain.sample(self._context.logits(row))
+            chosen.append(token)
+            is_last = request.show(token, self.vocab) or len(sequence.tokens) + len(chosen) >= sequence.n_max
+            if token != guess or is_last:
+                break
+        request.learn(chosen)
+        return chosen
+
+    def _deliver(self, request: Request) -> None:
+        """Hand out the new text, and end the answer where it ends."""
+        reason: FinishReason | None = "stop" if request.has_stopped else "length" if request.sequence.is_full else None
+        if reason:
+            request.flush()
+        self._emit_text(request)
+        if reason:
+            self._finish(request, reason)
 
     def _finish_drafts(self, batch: Batch) -> None:
         for span in batch.spans:
             if span.sequence.is_draft and not span.sequence.n_pending:
                 self._finish(self._by_sequence[id(span.sequence)], "length")
 
-    def _emit(self, request: Request, event: Event | None) -> None:
-        if event is None:
-            return
+    def _emit_text(self, request: Request) -> None:
+        text = request.take()
+        if text:
+            self._emit(request, TextDelta(text))
+
+    def _emit(self, request: Request, event: Event) -> None:
         try:
             request.sink(event)
         except Exception:
@@ -242,16 +253,15 @@ class Engine:
     def _cancel(self, request_id: int) -> None:
         request = self._requests.get(request_id)
         if request is not None:
-            text = request.text.flush()
-            self._emit(request, TextDelta(text) if text else None)
+            request.flush()
+            self._emit_text(request)
             self._finish(request, "cancelled")
 
     def _finish(self, request: Request, reason: FinishReason, error: SparrowError | None = None) -> None:
         """The only place where an answer ends: slot, bookkeeping, sampler, terminal event."""
         self.scheduler.remove(request.sequence)
         del self._requests[request.id], self._by_sequence[id(request.sequence)]
-        if request.chain is not None:
-            request.chain.close()
+        request.close()
         with self._lock:
             self._n_open -= 1
         usage = request.usage()

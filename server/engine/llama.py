@@ -148,6 +148,12 @@ class Model:
         return int(2 * 2 * n_values)
 
     @property
+    def can_forget(self) -> bool:
+        """A part of a sequence can be taken out of the cache; a recurrent state is one piece."""
+        native = self._model
+        return not (llama_cpp.llama_model_is_recurrent(native) or llama_cpp.llama_model_is_hybrid(native))
+
+    @property
     def quant(self) -> str:
         name = llama_cpp.llama_ftype_name(llama_cpp.llama_model_ftype(self._model)).decode()
         return str(name).replace("(guessed) ", "")
@@ -180,6 +186,8 @@ class ContextParams:
     n_slots: int
     n_threads: int
     n_batch: int = 128
+    n_guesses: int = 0
+    """Rows with logits that a batch may have beyond one per slot; each reserves n_vocab floats."""
     exact: bool = False
 
 
@@ -189,7 +197,8 @@ class Context:
     def __init__(self, model: Model, params: ContextParams) -> None:
         """Raises UsageError when the memory for the KV cache can't be had."""
         self.n_batch = params.n_batch
-        self._n_outputs = params.n_slots
+        self.n_guesses = params.n_guesses
+        self._n_outputs = params.n_slots + params.n_guesses
         self.n_vocab = model.vocab.n_tokens
         self._ctx = llama_cpp.llama_init_from_model(model._model, _native_params(params))
         if not self._ctx:
@@ -203,7 +212,7 @@ class Context:
 
     def decode(self, batch: Batch) -> DecodeStatus:
         """Compute the batch (at most n_batch tokens). Logits of its sampled rows are valid until the next decode."""
-        assert len(batch.sampled_rows()) <= self._n_outputs, "llama.cpp would abort the process"
+        assert batch.n_logits <= self._n_outputs, "llama.cpp would abort the process"
         self._fill(batch)
         code = llama_cpp.llama_decode(self._ctx, self._batch)
         return DecodeStatus(code) if code in (0, 1, 2) else DecodeStatus.FAILED
@@ -220,12 +229,11 @@ class Context:
         native, row = self._batch, 0
         for span in batch.spans:
             sequence = span.sequence
-            for at in range(sequence.n_past, sequence.n_past + span.n_tokens):
-                native.token[row], native.pos[row] = sequence.tokens[at], at
+            for at, token in enumerate(sequence.upcoming(span.n_tokens), sequence.n_past):
+                native.token[row], native.pos[row] = token, at
                 native.n_seq_id[row], native.seq_id[row][0] = 1, sequence.slot
-                native.logits[row] = 0
+                native.logits[row] = at >= sequence.n_past + span.n_tokens - span.n_logits
                 row += 1
-            native.logits[row - 1] = span.wants_logits
         native.n_tokens = row
 
     def logits(self, row: int) -> Logits:
@@ -258,7 +266,9 @@ class Context:
 def _native_params(params: ContextParams) -> llama_cpp.llama_context_params:
     native = llama_cpp.llama_context_default_params()
     native.n_ctx = params.n_ctx * params.n_slots
-    native.n_seq_max = native.n_outputs_max = params.n_slots
+    native.n_seq_max = params.n_slots
+    native.n_outputs_max = params.n_slots + params.n_guesses
+    native.n_outputs_max_per_seq = 1 + params.n_guesses
     native.n_batch = native.n_ubatch = params.n_batch
     native.n_threads = native.n_threads_batch = params.n_threads
     native.kv_unified = False  # 8 × 1,000 tokens: 85 tok/s partitioned, 66 unified

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from server.engine.engine import Engine, ModelInfo
 from server.engine.llama import Context, ContextParams, Model
+from server.engine.lookup import N_MOST
 from server.engine.sampling import SamplingParams
 from server.errors import SparrowError, UsageError
 
@@ -46,13 +47,20 @@ def open_engine(
     model = Model(path, on_progress)
     try:
         _check_fits(model, n_ctx, n_slots)
-        params = ContextParams(n_ctx, n_slots, n_threads or _threads_for(model), n_batch=max(N_BATCH, n_slots))
+        params = ContextParams(
+            n_ctx, n_slots, n_threads or _threads_for(model), n_batch=max(N_BATCH, n_slots), n_guesses=n_guesses(model)
+        )
         context = Context(model, params)
     except SparrowError:
         model.close()
         raise
     info = ModelInfo(path.stem, model.quant, n_ctx, is_demo)
     return Engine(model, context, info, n_slots, sampling_defaults(model), step_s)
+
+
+def n_guesses(model: Model) -> int:
+    """Rows for guessed tokens; none for an architecture that can't forget a guess that was wrong."""
+    return N_MOST if model.can_forget else 0
 
 
 def sampling_defaults(model: Model) -> SamplingParams:

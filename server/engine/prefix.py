@@ -119,12 +119,15 @@ class SlotTable:
             return max(same)[1]
         return min(free, key=lambda entry: (entry[1].n > 0, entry[1].last_used))[0]
 
-    def extend(self, at: int, tokens: Tokens[int]) -> None:
-        """`tokens` were evaluated in this busy slot, behind what it held."""
+    def extend(self, at: int, tokens: Tokens[int], n_more: int = 0) -> None:
+        """`tokens` were evaluated in this busy slot, behind what it held, and n_more that are forgotten again."""
         slot = self._slots[at]
         assert slot.busy
         slot.ids[slot.n : slot.n + len(tokens)] = tokens
         slot.n += len(tokens)
+        if n_more:
+            kept = self._memory.truncate(at, slot.n)
+            assert kept, "guesses need an architecture that can forget a part"
 
     def undo(self, at: int) -> bool:
         """Forget what llama.cpp holds of this busy slot beyond the books; False: it had to forget all of it."""

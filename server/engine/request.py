@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from server.engine.llama import SamplerChain
-from server.engine.sampling import SamplingParams
+from server.engine.llama import SamplerChain, Vocab
+from server.engine.lookup import Lookup
+from server.engine.sampling import PENALTY_LAST_N, SamplingParams, plan
 from server.engine.sequence import Event, Usage
 from server.engine.sequence import Sequence as TokenSequence
 from server.engine.text import TextStream
@@ -24,23 +26,76 @@ class Request:
     def __init__(self, sequence: TokenSequence, params: SamplingParams, sink: Sink) -> None:
         self.id = next(_ids)
         self.sequence = sequence
-        self.params = params
         self.sink = sink
-        self.text = TextStream(params.stop)
-        self.chain: SamplerChain | None = None
-        self.t_submitted = time.monotonic()
-        self.t_started: float | None = None
-        self.t_first: float | None = None
+        self.has_stopped = False
+        """The model ended its answer, or a stop string did."""
+        self._params = params
+        self._text = TextStream(params.stop)
+        self._ready = ""
+        self._chain: SamplerChain | None = None
+        self._lookup: Lookup | None = None
+        self._t_submitted = time.monotonic()
+        self._t_started: float | None = None
+        self._t_first: float | None = None
+
+    def start(self) -> None:
+        """The first of its tokens is about to be computed; later calls change nothing."""
+        self._t_started = self._t_started or time.monotonic()
+
+    def sampler(self, vocab: Vocab) -> SamplerChain:
+        """Made when the first token is chosen: the penalties count the end of the prompt too."""
+        if self._chain is None:
+            self._chain = SamplerChain(vocab, self._params, plan(self._params, random.getrandbits(32)))
+            for token in self.sequence.tokens[-PENALTY_LAST_N:]:
+                self._chain.accept(token)
+        return self._chain
+
+    def show(self, token: int, vocab: Vocab) -> bool:
+        """A token was chosen: its text is ready as far as it is safe to show. True: it was the last one."""
+        self._t_first = self._t_first or time.monotonic()
+        self.has_stopped = token in vocab.eog
+        if not self.has_stopped:
+            self._ready += self._text.push(vocab.piece(token))
+            self.has_stopped = self._text.stopped
+        return self.has_stopped
+
+    def flush(self) -> None:
+        """No token follows: what was held back is ready too."""
+        self._ready += self._text.flush()
+
+    def take(self) -> str:
+        """The text that has become ready since the last call."""
+        ready, self._ready = self._ready, ""
+        return ready
+
+    def guesses(self, n_most: int) -> list[int]:
+        """What probably comes next, at most n_most tokens."""
+        if self._lookup is None:
+            self._lookup = Lookup(self.sequence.tokens)
+        return self._lookup.guesses()[: max(0, n_most)]
+
+    def learn(self, chosen: Sequence[int]) -> None:
+        """These tokens were chosen; the sequence's guesses are still those that they were compared with."""
+        if self._lookup is None:
+            return
+        for token in chosen:
+            self._lookup.push(token)
+        if self.sequence.guesses:
+            self._lookup.learn(len(self.sequence.guesses), len(chosen) - 1)
+
+    def close(self) -> None:
+        if self._chain is not None:
+            self._chain.close()
 
     def usage(self) -> Usage:
         now = time.monotonic()
-        started = self.t_started or now
-        first = self.t_first or now
+        started = self._t_started or now
+        first = self._t_first or now
         return Usage(
             n_prompt=self.sequence.n_prompt,
             n_completion=self.sequence.n_completion,
             n_reused=self.sequence.n_reused or 0,
-            queue_s=started - self.t_submitted,
+            queue_s=started - self._t_submitted,
             prompt_s=max(0.0, first - started),
             decode_s=now - first,
         )

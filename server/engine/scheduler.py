@@ -18,15 +18,15 @@ MAX_OVERTAKEN = 4
 
 @dataclass(frozen=True)
 class Span:
-    """n_tokens pending tokens of one sequence, evaluated in consecutive rows of a batch."""
+    """n_tokens pending tokens of one sequence, then its guesses, evaluated in consecutive rows of a batch."""
 
     sequence: Sequence
     n_tokens: int
 
     @property
-    def wants_logits(self) -> bool:
-        """The span reaches the last known token: its last row's logits give the next one. A draft has no next one."""
-        return self.n_tokens == self.sequence.n_pending and not self.sequence.is_draft
+    def n_logits(self) -> int:
+        """How many of its last rows have logits: those of the last known token and of each guess; a draft has none."""
+        return 0 if self.sequence.is_draft else max(0, self.n_tokens - self.sequence.n_pending + 1)
 
 
 @dataclass
@@ -39,14 +39,18 @@ class Batch:
     def n_tokens(self) -> int:
         return sum(span.n_tokens for span in self.spans)
 
-    def sampled_rows(self) -> list[tuple[int, Sequence]]:
-        """(row, sequence) of each row that has logits."""
-        rows, at = [], 0
+    @property
+    def n_logits(self) -> int:
+        return sum(span.n_logits for span in self.spans)
+
+    def sampled_rows(self) -> list[tuple[range, Sequence]]:
+        """The rows that have logits, by sequence."""
+        found, at = [], 0
         for span in self.spans:
             at += span.n_tokens
-            if span.wants_logits:
-                rows.append((at - 1, span.sequence))
-        return rows
+            if span.n_logits:
+                found.append((range(at - span.n_logits, at), span.sequence))
+        return found
 
 
 class Scheduler:
@@ -82,7 +86,7 @@ class Scheduler:
         if self.drafts and not self.running:
             self._admit(self.drafts.pop(0))
         decoding = [sequence for sequence in self.running if sequence.is_decoding]
-        batch = Batch([Span(sequence, 1) for sequence in decoding])
+        batch = Batch([Span(sequence, 1 + len(sequence.guesses)) for sequence in decoding])
         for sequence in self.running:
             n = min(n_prefill, sequence.n_pending)
             if n and not sequence.is_decoding:
@@ -112,21 +116,27 @@ class Scheduler:
         self.running.append(sequence)
         self.running.sort(key=lambda running: running.arrival)
 
-    def commit(self, batch: Batch, sampled: Mapping[int, int]) -> None:
-        """The batch was computed. sampled: row -> token, for each of batch.sampled_rows()."""
-        rows = {id(sequence): sampled[row] for row, sequence in batch.sampled_rows()}
+    def commit(self, batch: Batch, sampled: Mapping[Sequence, list[int]]) -> None:
+        """The batch was computed. sampled: by batch.sampled_rows(), the guesses that were right and one more."""
         for span in batch.spans:
-            sequence = span.sequence
+            sequence, new = span.sequence, sampled.get(span.sequence, [])
             assert sequence.slot is not None
-            self.slots.extend(sequence.slot, sequence.tokens[sequence.n_past : sequence.n_past + span.n_tokens])
-            sequence.advance(span.n_tokens)
-            if id(sequence) in rows:
-                sequence.append(rows[id(sequence)])
+            n_guessed = max(0, span.n_tokens - sequence.n_pending)
+            n_kept = span.n_tokens - n_guessed + max(0, len(new) - 1)
+            self.slots.extend(sequence.slot, sequence.upcoming(n_kept), n_more=span.n_tokens - n_kept)
+            sequence.advance(span.n_tokens - n_guessed)
+            for right in new[:-1]:
+                sequence.append(right)
+                sequence.advance(1)
+            for token in new[-1:]:
+                sequence.append(token)
+            sequence.guesses = []
 
     def undo(self, batch: Batch) -> None:
         """The batch was broken off: some of its tokens may be in the cache, none of them is booked."""
         for span in batch.spans:
             assert span.sequence.slot is not None
+            span.sequence.guesses = []
             if not self.slots.undo(span.sequence.slot):
                 span.sequence.place(span.sequence.slot, 0)
 

@@ -34,6 +34,8 @@ class Sequence:
         self.n_prompt = len(self.tokens)
         self.n_max = n_max
         self.n_past = 0
+        self.guesses: list[int] = []
+        """Tokens that may come next, evaluated behind the last known one and kept as far as they were right."""
         self.slot: int | None = None
         self.n_reused: int | None = None
         """Prompt tokens that the slot held already when the sequence was first admitted."""
@@ -58,6 +60,10 @@ class Sequence:
     def is_full(self) -> bool:
         return len(self.tokens) >= self.n_max
 
+    def upcoming(self, n: int) -> list[int]:
+        """The next n tokens to evaluate: pending ones, then guesses."""
+        return (self.tokens[self.n_past : self.n_past + n] + self.guesses)[:n]
+
     def advance(self, n: int) -> None:
         """n pending tokens are in the KV cache now."""
         assert 0 < n <= self.n_pending
@@ -71,7 +77,7 @@ class Sequence:
     def place(self, slot: int | None, n_past: int) -> None:
         """The sequence runs in `slot`, which holds its first n_past tokens; or (None, 0): it waits again."""
         assert 0 <= n_past < len(self.tokens) and (slot is not None or n_past == 0)
-        self.slot, self.n_past = slot, n_past
+        self.slot, self.n_past, self.guesses = slot, n_past, []
 
 
 @dataclass(frozen=True)
