@@ -28,9 +28,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server import api, pages
 from server.answers import Answers
-from server.chat import Chat
+from server.chat import Chat, ChatMessage
 from server.engine.engine import Engine
 from server.engine.loader import open_engine
+from server.engine.prefix import MIN_COPY
+from server.engine.sampling import SamplingParams
 from server.errors import QueueFull, SparrowError, UsageError
 from server.settings import Settings
 from server.state import AppState
@@ -105,6 +107,7 @@ def create_app(settings: Settings, engine: Engine) -> Starlette:
         store = await Store.open(settings.data_dir / "sparrow.db")
         answers = Answers(engine, chat, store, streams)
         engine.start()
+        _warm(engine, chat)
         try:
             yield AppState(
                 settings=settings,
@@ -127,6 +130,14 @@ def create_app(settings: Settings, engine: Engine) -> Starlette:
         exception_handlers={SparrowError: _sparrow_error, HTTPException: _http_error, Exception: _unexpected},
         lifespan=lifespan,
     )
+
+
+def _warm(engine: Engine, chat: Chat) -> None:
+    """Read what every conversation begins with, the template's own system prompt, before the first one asks for it."""
+    one, other = (chat.prompt([ChatMessage("user", text)]) for text in ("a", "b"))
+    common = os.path.commonprefix([one, other])
+    if len(common) >= MIN_COPY:
+        engine.submit(common, SamplingParams(max_tokens=0), lambda _: None)
 
 
 class _Server(uvicorn.Server):

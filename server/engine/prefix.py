@@ -14,8 +14,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-MIN_COPY = 32
-"""Tokens that a copy must save: copying a slot takes 10 to 20 ms here, reading 32 tokens ten times as much."""
+MIN_COPY = 16
+"""Tokens that a copy must save: copying a slot takes 10 to 20 ms here, reading 16 tokens four times as much."""
 
 Ids = npt.NDArray[np.int32]
 
