@@ -18,6 +18,7 @@ from server.engine.loader import open_engine
 from server.engine.sampling import SamplingParams
 from server.engine.scheduler import Batch
 from server.engine.sequence import Event, Finished, TextDelta
+from server.engine.text import TextStream
 from server.errors import ContextOverflow, EngineFailed, QueueFull, ShuttingDown
 from tests.conftest import DEMO
 
@@ -31,6 +32,7 @@ class Reader:
     def __init__(self) -> None:
         self._events: queue.Queue[Event] = queue.Queue()
         self.text = ""
+        self.tokens: list[int] = []
         self.finished: Finished | None = None
 
     def __call__(self, event: Event) -> None:
@@ -42,6 +44,7 @@ class Reader:
         if isinstance(event, TextDelta):
             assert event.text
             self.text += event.text
+            self.tokens += event.tokens
         else:
             self.finished = event
         return event
@@ -101,6 +104,20 @@ def test_a_prompt_that_leaves_no_room_is_refused_at_once(engine: Engine) -> None
     with pytest.raises(ContextOverflow, match=f"{N_CTX} tokens"):
         ask(engine, "x" * N_CTX)
     assert ask(engine, "x" * (N_CTX - 1)).wait().usage.n_completion == 1
+
+
+def test_an_answer_goes_on_behind_any_of_its_tokens_without_a_seam(engine: Engine) -> None:
+    """Also in the middle of a character: this random model writes many that take several tokens."""
+    prompt, params = engine.vocab.tokenize("go on"), replace(GREEDY, max_tokens=40, stop=("\x00\x00",))
+    whole = Reader()
+    engine.submit(prompt, params, whole)
+    whole.wait()
+    for n in range(1, len(whole.tokens)):
+        shown = TextStream(params.stop).push(b"".join(map(engine.vocab.piece, whole.tokens[:n])))
+        rest = Reader()
+        engine.submit(prompt, replace(params, max_tokens=40 - n), rest, resume=whole.tokens[:n])
+        assert rest.wait().reason == whole.finished.reason if whole.finished else False
+        assert shown + rest.text == whole.text
 
 
 def test_cancel_ends_it_once_and_frees_the_slot(engine: Engine) -> None:

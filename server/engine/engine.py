@@ -18,7 +18,7 @@ from server.engine.pace import Pace
 from server.engine.request import Request, Sink
 from server.engine.sampling import SamplingParams
 from server.engine.scheduler import Batch, Scheduler
-from server.engine.sequence import Event, Finished, FinishReason, TextDelta
+from server.engine.sequence import Event, Finished, FinishReason
 from server.engine.sequence import Sequence as TokenSequence
 from server.errors import ContextOverflow, EngineFailed, QueueFull, ShuttingDown, SparrowError
 
@@ -89,17 +89,21 @@ class Engine:
     def start(self) -> None:
         self._thread.start()
 
-    def submit(self, tokens: Sequence[int], params: SamplingParams, sink: Sink) -> Handle:
+    def submit(
+        self, tokens: Sequence[int], params: SamplingParams, sink: Sink, *, resume: Sequence[int] = ()
+    ) -> Handle:
         """Answer the prompt `tokens`. sink gets TextDelta events, then exactly one Finished.
 
+        resume: the tokens of an answer to this prompt that was cut off; it goes on behind them without a seam.
         Raises ContextOverflow, QueueFull or ShuttingDown, and then sink is never called.
         """
         n_ctx = self.model.n_ctx
+        tokens = [*tokens, *resume]
         if len(tokens) >= n_ctx:
             raise ContextOverflow(len(tokens), n_ctx)
         n_most = n_ctx if params.max_tokens is None else params.max_tokens
         sequence = TokenSequence(tokens, min(n_ctx, len(tokens) + max(1, n_most)), is_draft=n_most == 0)
-        request = Request(sequence, params, sink)
+        request = Request(sequence, params, sink, shown=b"".join(map(self.vocab.piece, resume)))
         with self._lock:
             if self._closing:
                 raise ShuttingDown("The server is shutting down: send the message again when it is back.")
@@ -236,9 +240,9 @@ class Engine:
                 self._finish(self._by_sequence[id(span.sequence)], "length")
 
     def _emit_text(self, request: Request) -> None:
-        text = request.take()
-        if text:
-            self._emit(request, TextDelta(text))
+        delta = request.take()
+        if delta is not None:
+            self._emit(request, delta)
 
     def _emit(self, request: Request, event: Event) -> None:
         try:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from server.engine.llama import SamplerChain, Vocab
 from server.engine.lookup import Lookup
 from server.engine.sampling import PENALTY_LAST_N, SamplingParams, plan
-from server.engine.sequence import Event, Usage
+from server.engine.sequence import Event, TextDelta, Usage
 from server.engine.sequence import Sequence as TokenSequence
 from server.engine.text import TextStream
 
@@ -23,7 +23,8 @@ _ids = itertools.count(1)
 class Request:
     """One accepted request, from its prompt to its terminal event. Only the engine's thread touches it."""
 
-    def __init__(self, sequence: TokenSequence, params: SamplingParams, sink: Sink) -> None:
+    def __init__(self, sequence: TokenSequence, params: SamplingParams, sink: Sink, shown: bytes = b"") -> None:
+        """shown: what the end of the prompt, an answer that was cut off, has said already."""
         self.id = next(_ids)
         self.sequence = sequence
         self.sink = sink
@@ -31,7 +32,9 @@ class Request:
         """The model ended its answer, or a stop string did."""
         self._params = params
         self._text = TextStream(params.stop)
+        self._text.push(shown)
         self._ready = ""
+        self._n_taken = sequence.n_prompt
         self._chain: SamplerChain | None = None
         self._lookup: Lookup | None = None
         self._t_submitted = time.monotonic()
@@ -63,10 +66,13 @@ class Request:
         """No token follows: what was held back is ready too."""
         self._ready += self._text.flush()
 
-    def take(self) -> str:
-        """The text that has become ready since the last call."""
-        ready, self._ready = self._ready, ""
-        return ready
+    def take(self) -> TextDelta | None:
+        """What has become ready since the last time that something had."""
+        if not self._ready:
+            return None
+        delta = TextDelta(self._ready, tuple(self.sequence.tokens[self._n_taken :]))
+        self._ready, self._n_taken = "", len(self.sequence.tokens)
+        return delta
 
     def guesses(self, n_most: int) -> list[int]:
         """What probably comes next, at most n_most tokens."""

@@ -98,6 +98,8 @@ class TextDelta:
     """Text that may be shown: it ends on a whole character, and no part of it can still become a stop string."""
 
     text: str
+    tokens: tuple[int, ...] = ()
+    """The sampled tokens since the last delta. All of an answer's together are what it can be resumed from."""
 
 
 @dataclass(frozen=True)
