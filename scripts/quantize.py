@@ -50,12 +50,14 @@ def quantize(
     Raises UsageError when the source, the type or the disk does not allow it; `target` is then as it was.
     """
     began, partial = time.monotonic(), Path(f"{target}.partial")
-    plan = make_plan(source, target, quant, token_embedding_type)
-    print(f"Quantizing {source} to {plan.quant}", flush=True)
     try:
+        plan = make_plan(source, target, quant, token_embedding_type)
+        print(f"Quantizing {source} to {plan.quant}", flush=True)
         peak = _write(plan, partial, n_threads, max_buffer_bytes)
         _check(partial, plan)
         folder.put_in_place(partial, target)
+    except OSError as error:
+        raise UsageError(f"{target} can't be written: {error.strerror}.") from None
     finally:
         partial.unlink(missing_ok=True)
     _summarize(plan, time.monotonic() - began, peak)

@@ -59,7 +59,7 @@ def _checked(model: Path) -> Path:
 def _demo(models: Path, quant: str, n_threads: int) -> Path:
     target = quantize.default_target(models / DEMO.name, quant)
     with folder.alone(models):
-        if not target.exists() or target.stat().st_mtime < DEMO.stat().st_mtime:
+        if not target.exists() or (DEMO.exists() and target.stat().st_mtime < DEMO.stat().st_mtime):
             quantize.quantize(DEMO, target, quant, n_threads=n_threads)
     return target
 
@@ -84,7 +84,7 @@ def _quantized(settings: Settings, models: Path, quant: str) -> Path:
     with folder.alone(models):
         if not target.exists():
             quantize.quantize(source, target, quant, n_threads=settings.threads)
-    if fetched:
+    if fetched and source.exists():  # another start may have been here
         _keep_or_delete(source)
     return target
 

@@ -262,3 +262,8 @@ def test_a_disk_that_fills_up_during_the_work(large: Path, small_disk: Path) -> 
     other.write_bytes(bytes(36 << 20))
     with pytest.raises(UsageError, match="the disk is full"):
         quantizer.run(job)
+
+
+def test_a_folder_that_can_t_be_written_is_one_line(tied: Path) -> None:
+    code, _, err = run(tied, "--quant", "Q8_0", "--output", "/proc/made.gguf")
+    assert code == 2 and err.count("\n") == 1
