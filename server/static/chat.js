@@ -15,18 +15,17 @@ const isTouch = matchMedia("(pointer: coarse)").matches;
 /** A text of the reader's language; "" where there is none. @param {string} key */
 const words = (key) => $(`[data-key="${CSS.escape(key)}"]`, $("#texts"))?.textContent ?? "";
 
-/** What came instead of what was asked for; `again`: another try may help. @typedef {Error & {code: string, again: boolean}} Refusal */
-/** @param {string} code @param {string} message @param {boolean} again @returns {Refusal} */
-const refusal = (code, message, again) => Object.assign(new Error(words(code) || message), { code, again });
-
+/** The reply, or what came instead: {code, message, again}, where `again` says that another try may help. */
 /** @param {string} url @param {object} body @param {AbortSignal} [signal] @returns {Promise<any>} */
 async function post(url, body, signal) {
   const headers = { "Content-Type": "application/json" };
   const reply = await fetch(url, { method: "POST", headers, body: JSON.stringify(body), signal }).catch(() => null);
   const data = await reply?.json().catch(() => null);
   if (reply?.status === 204 || (reply?.ok && data)) return data;
-  if (!reply || !data?.error) throw refusal("offline", "", true); // no reply, or a proxy's own error page
-  throw refusal(data.error.code, data.error.message, reply.status >= 500 || [409, 429].includes(reply.status));
+  // Without an error of ours there was no reply, or it is a proxy's own page.
+  const { code, message } = data?.error ?? { code: "offline", message: "" };
+  const again = !reply || reply.status >= 500 || [409, 429].includes(reply.status);
+  throw { code, message: words(code) || message, again };
 }
 
 // --- what is typed -----------------------------------------------------------------------------------------------
@@ -75,7 +74,7 @@ const newKey = () => crypto.getRandomValues(new Uint32Array(4)).join("-");
 /** @type {{article: HTMLElement, source: EventSource, after: number, pending: string, heard: number, spoken: number} | null} */
 let live = null;
 let timer = 0;
-let lost = 0;
+let lostTimer = 0;
 let following = true;
 let lastTop = 0;
 
@@ -169,14 +168,15 @@ function listen(article, after) {
   const body = $(".text", article);
   const mine = { article, source, after, pending: "", heard: Date.now(), spoken: body.textContent?.length ?? 0 };
   live = mine;
-  source.onopen = () => {
-    clearTimeout(lost);
-    lost = 0;
+  const found = () => {
+    clearTimeout(lostTimer);
+    lostTimer = 0;
     explain($(".note", article));
   };
+  source.onopen = found;
   source.onerror = () => {
     // A short gap mends itself unseen. A refusal (a proxy's 502) ends an EventSource for good: begin a new one.
-    lost ||= setTimeout(() => explain($(".note", article), words("lost")), 1200);
+    lostTimer ||= setTimeout(() => explain($(".note", article), words("lost")), 1200);
     if (source.readyState === EventSource.CLOSED) setTimeout(() => live === mine && reconnect(), 2000);
   };
   source.addEventListener("delta", (event) => {
@@ -191,8 +191,7 @@ function listen(article, after) {
     body.textContent = JSON.parse(event.data).text;
   });
   source.addEventListener("end", (event) => {
-    clearTimeout(lost);
-    lost = 0;
+    found();
     source.close();
     flush();
     speak(body.textContent ?? "", true);
@@ -224,13 +223,13 @@ async function ask(text = box.value.trim(), rest = "") {
     if (known !== String(reply.parent ?? "")) return location.reload(); // another tab has gone on meanwhile
     answer.dataset.id = reply.answer;
     listen(answer, 0);
-  } catch (error) {
+  } catch (/** @type {any} */ error) {
     isSending = false;
     messages.removeChild(question);
     messages.removeChild(answer);
     box.value = together(text, box.value);
     begin();
-    if (!abort.signal.aborted) explain(problem, /** @type {Refusal} */ (error).message, /** @type {Refusal} */ (error).again);
+    if (!abort.signal.aborted) explain(problem, error.message, error.again);
   }
 }
 
@@ -261,16 +260,16 @@ async function retry(article) {
   try {
     article.dataset.id = (await post(`/answers/${article.dataset.id}/retry`, {})).answer;
     listen(article, 0);
-  } catch (error) {
+  } catch (/** @type {any} */ error) {
     body.textContent = before;
-    settle(article, { status: "error", error: /** @type {Refusal} */ (error) });
+    settle(article, { status: "error", error });
   }
 }
 
 function halt() {
   if (!live) return abort.abort();
-  const { article } = live;
-  post(`/answers/${article.dataset.id}/stop`, {}).catch((error) => explain($(".note", article), error.message));
+  const note = $(".note", live.article);
+  post(`/answers/${live.article.dataset.id}/stop`, {}).catch(({ message }) => explain(note, message));
 }
 
 // --- hands and keys ----------------------------------------------------------------------------------------------
