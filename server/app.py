@@ -217,6 +217,7 @@ def serve(settings: Settings, bound: socket.socket, model_path: Path, *, is_demo
             n_slots=settings.slots,
             n_threads=settings.threads,
             step_s=settings.step_ms / 1000,
+            tuned=settings.data_dir / "tuning.json",
             is_demo=is_demo,
             on_progress=_show_progress,
         )

@@ -21,8 +21,9 @@ LAYERS = [
     ["server.records", "server.migrations"],
     ["server.engine.loader"],
     ["server.engine.engine"],
-    ["server.engine.request"],
+    ["server.engine.request", "server.engine.tune"],
     ["server.engine.llama", "server.engine.quantizer"],
+    ["server.engine.vocab"],
     ["server.engine.scheduler"],
     ["server.engine.prefix"],
     ["server.engine.sequence"],
@@ -39,7 +40,7 @@ LAYERS = [
 ]
 """Top to bottom. A module imports from lower layers only; two of one layer do not know each other."""
 
-NATIVE = {"server.engine.llama", "server.engine.quantizer"}
+NATIVE = {"server.engine.llama", "server.engine.vocab", "server.engine.quantizer"}
 PURE = ["sampling", "pace", "lookup", "topk", "sequence", "text", "prefix", "scheduler"]
 NOT_IN_ENGINE = {"starlette", "asyncio", "jinja2", "sqlite3", "uvicorn"}
 NOT_IN_PURE = NOT_IN_ENGINE | {"ctypes", "threading", "time", "datetime", "llama_cpp"}

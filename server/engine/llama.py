@@ -1,8 +1,7 @@
-"""llama.cpp behind few verbs and typed results: Model, Context, SamplerChain. The engine's only door to native code.
+"""llama.cpp behind few verbs and typed results: Model, Context, SamplerChain; with vocab.py the door to native code.
 
 Facts that this file rests on (llama-cpp-python 0.3.36): llama_decode returns 1 when the KV cache has no room and has
-then changed nothing; llama_get_logits_ith takes the row of the batch; n_ctx is rounded up, so it is read back;
-the bindings' detokenize drops tokens longer than 32 bytes, so the pieces are read here.
+then changed nothing; llama_get_logits_ith takes the row of the batch; n_ctx is rounded up, so it is read back.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import enum
 import os
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,8 @@ import numpy as np
 from server.engine.sampling import SamplingParams, Stage, n_candidates
 from server.engine.scheduler import Batch
 from server.engine.topk import Logits, top_ids
-from server.errors import EngineFailed, ModelFileError, ShuttingDown, UsageError
+from server.engine.vocab import Vocab
+from server.errors import EngineFailed, ModelFileError, UsageError
 
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 """llama_token_data, so that an array of candidates is what llama.cpp reads and writes."""
@@ -54,60 +53,6 @@ class DecodeStatus(enum.Enum):
     """interrupt() was called: some of the batch may be in the cache; `truncate` the slots to what was there before."""
     FAILED = 3
     """Computation failed; what the batch's slots hold is unknown."""
-
-
-class Vocab:
-    """Token ids <-> bytes. The one part that other threads may use while the engine computes: it never changes."""
-
-    def __init__(self, vocab: int) -> None:
-        self._vocab: int | None = vocab
-        self._lock = threading.Lock()
-        self.n_tokens = int(llama_cpp.llama_vocab_n_tokens(vocab))
-        self._ends = np.zeros(self.n_tokens + 1, dtype=np.int32)
-        self._pieces = self._read_pieces()
-        silent = np.flatnonzero(np.diff(self._ends) == 0)
-        self.eog = frozenset(int(t) for t in silent if llama_cpp.llama_vocab_is_eog(vocab, int(t)))
-        """The tokens that end an answer."""
-        self.special = {self._text(int(t)): int(t) for t in silent if llama_cpp.llama_vocab_is_control(vocab, int(t))}
-        """Control tokens by their text; only a chat template may write them."""
-
-    def _read_pieces(self) -> bytes:
-        """All pieces in one string (a list of 151,936 bytes objects would take 8 MB more)."""
-        pieces, room = bytearray(), ctypes.create_string_buffer(64)
-        for token in range(self.n_tokens):
-            n = llama_cpp.llama_token_to_piece(self._vocab, token, room, len(room), 0, False)
-            if n < 0:
-                room = ctypes.create_string_buffer(-n)
-                n = llama_cpp.llama_token_to_piece(self._vocab, token, room, len(room), 0, False)
-            pieces += room.raw[:n]
-            self._ends[token + 1] = len(pieces)
-        return bytes(pieces)
-
-    def _text(self, token: int) -> str:
-        return str(llama_cpp.llama_vocab_get_text(self._vocab, token).decode("utf-8", "replace"))
-
-    def piece(self, token: int) -> bytes:
-        """The bytes of a token; a control token has none."""
-        return self._pieces[self._ends[token] : self._ends[token + 1]]
-
-    def tokenize(self, text: str) -> list[int]:
-        """Text as written by a person: special tokens inside it stay text. Lone surrogates become U+FFFD.
-
-        Raises ShuttingDown once the model is freed: native memory behind a late caller would be gone.
-        """
-        raw = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
-        ids = (ctypes.c_int32 * (len(raw) + 1))()
-        with self._lock:
-            if self._vocab is None:
-                raise ShuttingDown("The server is shutting down: send the message again when it is back.")
-            n = int(llama_cpp.llama_tokenize(self._vocab, raw, len(raw), ids, len(ids), False, False))
-        assert n >= 0, "a token is at least one byte"
-        return ids[:n]
-
-    def close(self) -> None:
-        """The model is about to be freed; pieces stay readable."""
-        with self._lock:
-            self._vocab = None
 
 
 class Model:
@@ -216,6 +161,10 @@ class Context:
         self._fill(batch)
         code = llama_cpp.llama_decode(self._ctx, self._batch)
         return DecodeStatus(code) if code in (0, 1, 2) else DecodeStatus.FAILED
+
+    def set_threads(self, n_decode: int, n_prefill: int) -> None:
+        """For single tokens and for batches of more."""
+        llama_cpp.llama_set_n_threads(self._ctx, n_decode, n_prefill)
 
     def interrupt(self) -> None:
         """End the running or the next decode within a millisecond or so. For any thread, until resume()."""

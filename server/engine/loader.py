@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from server.engine import tune
 from server.engine.engine import Engine, ModelInfo
 from server.engine.llama import Context, ContextParams, Model
 from server.engine.lookup import N_MOST
@@ -36,11 +38,13 @@ def open_engine(
     n_slots: int,
     n_threads: int = 0,
     step_s: float = 0.1,
+    tuned: Path | None = None,
     is_demo: bool = False,
     on_progress: Callable[[float], bool] = lambda _: True,
 ) -> Engine:
     """Load the model and allocate its KV cache (n_slots × n_ctx tokens). Not started yet.
 
+    n_threads: 0 takes what is fastest here, which is measured once and kept in the file `tuned`.
     Raises ModelFileError for the file, UsageError when n_ctx or the memory does not fit.
     """
     _check_weights(path)
@@ -51,6 +55,9 @@ def open_engine(
             n_ctx, n_slots, n_threads or _threads_for(model), n_batch=max(N_BATCH, n_slots), n_guesses=n_guesses(model)
         )
         context = Context(model, params)
+        if not n_threads and model.n_bytes >= TINY_BYTES:
+            threads = tune.choose(context, params.n_threads, f"{path.name} {model.n_bytes} {device()}", tuned)
+            context.set_threads(threads.n_decode, threads.n_prefill)
     except SparrowError:
         model.close()
         raise
@@ -108,6 +115,12 @@ def available_bytes() -> int | None:
 def _threads_for(model: Model) -> int:
     """A tiny model's threads mostly wait for each other: one reads 64 tokens of the demo in 8 ms, two take 14."""
     return 1 if model.n_bytes < TINY_BYTES else n_cores()
+
+
+def device() -> str:
+    """What makes a measurement one of another machine: its processor and how many cores may be used."""
+    model = re.search(r"^(?:model name|Model|Hardware)\s*:\s*(.+)$", _text("/proc/cpuinfo"), re.MULTILINE)
+    return f"{model[1] if model else platform.machine()} × {n_cores()}"
 
 
 def n_cores() -> int:

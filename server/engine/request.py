@@ -7,12 +7,13 @@ import random
 import time
 from collections.abc import Callable, Sequence
 
-from server.engine.llama import SamplerChain, Vocab
+from server.engine.llama import SamplerChain
 from server.engine.lookup import Lookup
 from server.engine.sampling import PENALTY_LAST_N, SamplingParams, plan
 from server.engine.sequence import Event, TextDelta, Usage
 from server.engine.sequence import Sequence as TokenSequence
 from server.engine.text import TextStream
+from server.engine.vocab import Vocab
 
 Sink = Callable[[Event], None]
 """Called on the engine's thread, at most once per step and sequence: it must return at once and not raise."""

@@ -1,0 +1,65 @@
+"""Token ids <-> bytes. The bindings' detokenize drops tokens longer than 32 bytes (Qwen has 240): these don't."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+
+import llama_cpp
+import numpy as np
+
+from server.errors import ShuttingDown
+
+
+class Vocab:
+    """The one part that other threads may use while the engine computes: it never changes."""
+
+    def __init__(self, vocab: int) -> None:
+        self._vocab: int | None = vocab
+        self._lock = threading.Lock()
+        self.n_tokens = int(llama_cpp.llama_vocab_n_tokens(vocab))
+        self._ends = np.zeros(self.n_tokens + 1, dtype=np.int32)
+        self._pieces = self._read_pieces()
+        silent = np.flatnonzero(np.diff(self._ends) == 0)
+        self.eog = frozenset(int(t) for t in silent if llama_cpp.llama_vocab_is_eog(vocab, int(t)))
+        """The tokens that end an answer."""
+        self.special = {self._text(int(t)): int(t) for t in silent if llama_cpp.llama_vocab_is_control(vocab, int(t))}
+        """Control tokens by their text; only a chat template may write them."""
+
+    def _read_pieces(self) -> bytes:
+        """All pieces in one string (a list of 151,936 bytes objects would take 8 MB more)."""
+        pieces, room = bytearray(), ctypes.create_string_buffer(64)
+        for token in range(self.n_tokens):
+            n = llama_cpp.llama_token_to_piece(self._vocab, token, room, len(room), 0, False)
+            if n < 0:
+                room = ctypes.create_string_buffer(-n)
+                n = llama_cpp.llama_token_to_piece(self._vocab, token, room, len(room), 0, False)
+            pieces += room.raw[:n]
+            self._ends[token + 1] = len(pieces)
+        return bytes(pieces)
+
+    def _text(self, token: int) -> str:
+        return str(llama_cpp.llama_vocab_get_text(self._vocab, token).decode("utf-8", "replace"))
+
+    def piece(self, token: int) -> bytes:
+        """The bytes of a token; a control token has none."""
+        return self._pieces[self._ends[token] : self._ends[token + 1]]
+
+    def tokenize(self, text: str) -> list[int]:
+        """Text as written by a person: special tokens inside it stay text. Lone surrogates become U+FFFD.
+
+        Raises ShuttingDown once the model is freed: native memory behind a late caller would be gone.
+        """
+        raw = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+        ids = (ctypes.c_int32 * (len(raw) + 1))()
+        with self._lock:
+            if self._vocab is None:
+                raise ShuttingDown("The server is shutting down: send the message again when it is back.")
+            n = int(llama_cpp.llama_tokenize(self._vocab, raw, len(raw), ids, len(ids), False, False))
+        assert n >= 0, "a token is at least one byte"
+        return ids[:n]
+
+    def close(self) -> None:
+        """The model is about to be freed; pieces stay readable."""
+        with self._lock:
+            self._vocab = None
