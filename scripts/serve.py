@@ -113,8 +113,8 @@ def _keep_or_delete(source: Path) -> None:
 
 def main(argv: list[str]) -> int:
     settings = load(argv)
-    bound = app.bind(settings)  # a taken port is told now, not after the download
-    return app.serve(settings, bound, choose(settings), is_demo=settings.demo)
+    with app.bind(settings) as bound:  # a taken port is told now, not after the download
+        return app.serve(settings, bound, choose(settings), is_demo=settings.demo)
 
 
 if __name__ == "__main__":

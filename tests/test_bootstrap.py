@@ -149,19 +149,27 @@ def test_from_nothing_to_inside_and_the_second_start_is_immediate(checkout: Chec
     assert checkout.n_builds == 2, "what was compiled for another CPU is"
 
 
-@pytest.mark.parametrize(
-    ("fail", "said"),
-    [
-        ("ggml.c:1:10: fatal error: 'stdio.h' file not found", "fatal error: 'stdio.h' file not found"),
-        ("c++: fatal error: Killed signal terminated program cc1plus", "CMAKE_BUILD_PARALLEL_LEVEL=1"),
-        ("as: ggml.o: No space left on device", "the disk is full"),
-    ],
-)
-def test_a_failed_build_is_one_line_with_the_reason_and_the_log(checkout: Checkout, fail: str, said: str) -> None:
+def test_a_failed_build_is_one_line_with_the_reason_and_the_log(checkout: Checkout) -> None:
+    fail = "ggml.c:1:10: fatal error: 'stdio.h' file not found"
     code, _, err = checkout.run(FAIL=fail)
     assert code == 1 and err.count("\n") == 1
-    assert said in err and str(checkout.folder / ".venv" / "setup.log") in err
+    assert "fatal error: 'stdio.h' file not found" in err and str(checkout.folder / ".venv" / "setup.log") in err
     assert fail in (checkout.folder / ".venv" / "setup.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        ("c++: fatal error: Killed signal terminated program cc1plus", "CMAKE_BUILD_PARALLEL_LEVEL=1"),
+        ("as: ggml.o: No space left on device", "the disk is full"),
+        ("error: subprocess-exited-with-error\nCMake Error at x:1", "CMake Error at x:1"),
+        ("WARNING: Retrying after NameResolutionError(...)\nERROR: No matching distribution", "PIP_INDEX_URL"),
+        ("only words\nand a last line\n", "and a last line"),
+        ("", "without a word"),
+    ],
+)
+def test_the_reason_is_found_in_the_log(log: str, said: str) -> None:
+    assert said in bootstrap._reason(log) and "\n" not in bootstrap._reason(log)
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])

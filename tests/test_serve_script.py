@@ -11,8 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import serve as start
 
 from server import gguf_file
+from server.errors import UsageError
+from server.settings import load
 from tests.hub import Faults, Hub
 from tests.server_process import ServerProcess
 from tests.tiny_model import write_tiny_model
@@ -117,8 +120,13 @@ def test_without_a_hub_the_other_ways_are_named(hub: Hub, tmp_path: Path) -> Non
     ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], said: str) -> None:
-    code, error = serve(*arguments)
-    assert code == 2 and said in error and error.count("\n") == 1
+    with pytest.raises(UsageError) as caught:
+        start.choose(load(arguments))
+    assert said in caught.value.message and "\n" not in caught.value.message
+
+
+def test_the_script_prints_that_line_and_ends_with_2() -> None:
+    assert serve("--prot", "1") == (2, "unrecognized arguments: --prot 1 (see serve.py --help)\n")
 
 
 def test_a_model_that_would_take_llama_cpp_down_is_refused(tmp_path: Path) -> None:
