@@ -189,7 +189,8 @@ def _why_not(error: OSError, settings: Settings) -> str:
         return f"Port {settings.port} is taken by another program: stop that one, or give --port {settings.port + 1}."
     if error.errno == errno.EACCES:
         return f"Port {settings.port} needs the administrator's rights: give a port of 1024 or more, like --port 8000."
-    return f"--host {settings.host} --port {settings.port}: can't listen there ({error.strerror or error})."
+    reason = str(error.strerror or error).partition(" (while")[0]
+    return f"--host {settings.host} --port {settings.port}: can't listen there ({reason})."
 
 
 async def _try_store(settings: Settings) -> None:

@@ -29,7 +29,7 @@ class Settings:
         4096, "tokens that one conversation may hold; memory grows with slots × ctx", metavar="N", least=64
     )
     slots: int = _setting(4, "conversations that are answered at the same time", metavar="N", least=1)
-    threads: int = _setting(0, "CPU threads to compute with; 0 takes the machine's cores", metavar="N", least=0)
+    threads: int = _setting(0, "CPU threads; 0 takes what a first start measures as fastest here", metavar="N", least=0)
     step_ms: int = _setting(
         100,
         "milliseconds that a step may take while somebody reads along; others' prompts fill it",
