@@ -157,6 +157,8 @@ class _Server(uvicorn.Server):
         if hasattr(self._app.state, "streams"):
             self._app.state.streams.close()
         await super().shutdown(sockets)
+        if self.force_exit:  # a second Ctrl-C: uvicorn leaves at once, but what was written has to be saved
+            await self.lifespan.shutdown()
 
 
 def _announce(settings: Settings) -> None:

@@ -58,6 +58,11 @@ class ServerProcess:
         self._process.kill()
         self._process.wait()
 
+    def wait(self, timeout_s: float = 20) -> int:
+        """The exit code of a process that is about to end."""
+        assert self._process is not None
+        return self._process.wait(timeout_s)
+
     def stop(self, timeout_s: float = 20) -> int:
         """Ctrl-C's politer brother; returns the exit code."""
         assert self._process is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -69,6 +71,15 @@ def test_an_open_stream_does_not_hold_up_the_end(flags: list[str]) -> None:
             assert time.monotonic() - began < 8
             reader.join(10)
     assert len(lines) >= 5 and not reader.is_alive()
+
+
+def test_an_impatient_ctrl_c_ends_without_a_traceback(flags: list[str]) -> None:
+    with ServerProcess(flags) as server:
+        os.kill(server.pid, signal.SIGINT)
+        time.sleep(0.02)
+        os.kill(server.pid, signal.SIGINT)
+        assert server.wait() == 0
+        assert "Stopped." in server.output and "Traceback" not in server.output
 
 
 def test_it_starts_again_on_the_same_port_with_the_same_data(flags: list[str]) -> None:
