@@ -1,93 +1,170 @@
-"""How fast this machine is, and how much of that the server passes on.
+"""How fast this machine is, how much of that the server passes on, and how other servers do beside it.
 
     python3 scripts/bench.py --standin           Qwen2.5-0.5B's exact shapes with random weights: needs no network
     python3 scripts/bench.py --model PATH.gguf   a file of yours
+    … --llama-server PATH                        llama.cpp's server too, with the same file, threads and slots
+    … --against URL                              any OpenAI-compatible server that runs already
 
-Each run starts the server and a process that only calls llama_decode on the same file, in turns and never together, and
-measures both: the load, the first token of a short prompt, reading a long one, one stream, memory. Medians of --runs
-with the spread beside them, what was promised, and last one line of JSON: `… | tail -n 1 | python3 -m json.tool`.
+A llama-server of the very same llama.cpp comes out of llama-cpp-python's source package: vendor/llama.cpp, cmake target
+llama-server, with AMX off as in toolchain.py.
+
+Every scenario is measured on each side in turns, never two together, and each time on a server that was just started;
+on llama_decode alone too, where that makes sense. Printed are medians of --runs with the spread beside them, the limits
+of this device, what was promised, and last one line of JSON: `… | tail -n 1 | python3 -m json.tool`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import bootstrap
 
 if __name__ == "__main__":
     bootstrap.enter()
 
-import bench_client
 import bench_machine
+import bench_options
+import bench_plot
 import bench_report
 import bench_server
+import bench_sides
+import bench_targets
 import console
 import folder
 import quantize
 import standin
-from bench_report import Promise
+from bench_options import DEFAULT_QUANT
+from bench_raw import Job
+from bench_scenarios import SCENARIOS, Figures, Scenario, Sizes
+from bench_sides import BOX, OURS, PEER, RAW, USUAL, Side
 from tqdm import tqdm
 
 from server import gguf_file
 from server.engine import quantizer
 from server.engine.loader import n_cores
-from server.errors import UsageError
 from server.settings import Settings
 
-RAW, OURS = "llama_decode alone", "Sparrow over HTTP"
-N_SHORT, N_LONG = 60, 512  # tokens of the two prompts
-DEFAULT_QUANT = "IQ4_NL"
 BUSY = 0.05  # share of all cores; above it somebody else computes here
-LEAST_RATIO, MOST_MB = 0.90, 750.0
 
-Figures = dict[str, float]
+Samples = dict[str, dict[str, list[float]]]
 
 
-def main(argv: list[str]) -> int:
-    given = _parse(argv)
-    model = _prepare(given)
-    busy = bench_machine.busy_share()
-    if busy is not None and busy > BUSY:
-        print(f"Others keep {busy:.0%} of this CPU busy: the figures will be worse than it can.", file=sys.stderr)
-    samples = _measure(given, model)
-    promises = _promises(samples, given)
-    _print_report(given, model, busy, samples, promises)
+def main(argv: list[str], sizes: Sizes | None = None) -> int:
+    """sizes: for tests, which have no minutes."""
+    given = bench_options.parse(argv, (__doc__ or "").splitlines()[0])
+    sizes = sizes or Sizes(n_tokens=given.n_tokens)
+    bench_options.check_fits(given, sizes)
+    running = [bench_sides.remote(url) for url in given.against]  # before a file is made, which takes minutes
+    model = None if given.url else _prepare(given)
+    bench = Bench(given, sizes, model, [*_started(given, model), *running])
+    samples, busy = bench.measure()
+    promises = bench.report(samples, busy)
     return int(given.check and not all(promise.is_kept for promise in promises))
 
 
-def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = console.Parser(prog="bench.py", description=(__doc__ or "").splitlines()[0], allow_abbrev=False)
-    defaults = Settings()
-    parser.add_argument(
-        "--standin", action="store_true", help="measure a model of Qwen2.5-0.5B's shapes (writes 1.4 GB)"
-    )
-    parser.add_argument("--model", type=Path, metavar="PATH", help="measure this GGUF file")
-    parser.add_argument("--quant", metavar="NAME", help=f"quantize it first (for --standin: {DEFAULT_QUANT})")
-    parser.add_argument("--runs", type=int, default=3, metavar="N", help="runs to take the median of (default: 3)")
-    parser.add_argument("--n-tokens", type=int, default=128, metavar="N", help="length of the answer (default: 128)")
-    parser.add_argument("--threads", type=int, default=0, metavar="N", help="CPU threads; 0 takes the cores (default)")
-    parser.add_argument(
-        "--ctx", type=int, default=defaults.ctx, metavar="N", help="as for serve.py (default: %(default)s)"
-    )
-    parser.add_argument("--slots", type=int, default=defaults.slots, metavar="N", help="as for serve.py (default: 4)")
-    parser.add_argument("--check", action="store_true", help="exit with 1 when a promise is not kept")
-    given = parser.parse_args(argv)
-    if given.standin == (given.model is not None):
-        raise UsageError("Give --standin, or --model PATH for a GGUF file of yours: one of the two.")
-    if given.runs < 1 or given.n_tokens < 2 or given.threads < 0:
-        raise UsageError("--runs takes 1 or more, --n-tokens 2 or more, --threads 0 or more.")
-    needed = max(N_LONG, 2 * N_SHORT + given.n_tokens)
-    if given.ctx <= needed:
-        raise UsageError(f"--ctx {given.ctx}: the prompts and the answer need more than {needed} tokens.")
-    return given
+@dataclass(frozen=True)
+class Bench:
+    """One call of the script. model: the file that all sides serve; None when only the running server knows it."""
+
+    given: argparse.Namespace
+    sizes: Sizes
+    model: Path | None
+    sides: list[Side]
+    """This server first: it is what the others are compared with."""
+
+    @property
+    def scenarios(self) -> list[Scenario]:
+        """Those that were asked for and that this server can be measured with, in the table's order."""
+        wanted = self.given.scenario or SCENARIOS
+        return [each for each in SCENARIOS.values() if each.name in wanted and each.can(self.sides[0])]
+
+    @property
+    def n_threads(self) -> int:
+        return int(self.given.threads) or n_cores()
+
+    def measure(self) -> tuple[Samples, list[float]]:
+        """All figures, and how busy others kept the CPU before each run (shares of all cores)."""
+        samples: Samples = {side.name: defaultdict(list) for side in self.sides}
+        busy: list[float] = []
+        steps = [list(self._steps(run)) for run in range(self.given.runs)]
+        with tqdm(total=sum(map(len, steps)), desc="Measuring", unit="step", disable=None) as bar:
+            for run, steps_of_run in enumerate(steps, 1):
+                busy.append(_others(bar))
+                for name, scenario in steps_of_run:
+                    _say(bar, f"run {run} of {len(steps)}: {scenario.name}, {name}")
+                    for key, value in self._figures(name, scenario).items():
+                        samples.setdefault(name, defaultdict(list))[key].append(value)
+                    bar.update()
+        return samples, busy
+
+    def _steps(self, run: int) -> Iterator[tuple[str, Scenario]]:
+        """Who goes first changes from run to run, so that nobody always has the cooler machine."""
+        for scenario in self.scenarios:
+            names = [side.name for side in self.sides if scenario.can(side)]
+            if self.model is not None and scenario.n_rows:
+                names.insert(1, RAW)
+            yield from ((name, scenario) for name in (names if run % 2 == 0 else reversed(names)))
+
+    def _figures(self, name: str, scenario: Scenario) -> Figures:
+        if name != RAW:
+            return scenario.run(next(side for side in self.sides if side.name == name), self.sizes)
+        given, sizes = self.given, self.sizes
+        n_rows = sizes.n_streams if scenario.n_rows > 1 else 1
+        lengths = {"n_prompt": sizes.n_short, "n_long": sizes.n_long, "n_tokens": sizes.n_tokens, "n_rows": n_rows}
+        path = str((self.model or Path()).resolve())
+        return bench_sides.raw_figures(Job(path, given.ctx, given.slots, self.n_threads, **lengths))
+
+    def report(self, samples: Samples, busy: list[float]) -> list[bench_report.Promise]:
+        """Print everything; the promises are returned."""
+        given, results, when = self.given, bench_report.spreads(samples), datetime.now(timezone.utc)
+        is_default = given.ctx * given.slots == Settings().ctx * Settings().slots and given.quant in (
+            None,
+            DEFAULT_QUANT,
+        )
+        promises = bench_targets.promises(results, as_served=given.standin and is_default)
+        limits = bench_targets.limits(results, bench_machine.bandwidth(self.n_threads), self._n_weight_bytes())
+        title = f"{self.model.name if self.model else given.url}, {when:%Y-%m-%d}"
+        machine, run = bench_machine.describe(), self._run(busy)
+        print(f"\n{title}", _in_words(machine, run), bench_report.table(samples), sep="\n", end="\n\n")
+        print(bench_targets.show_limits(limits), *promises, sep="\n", end="\n\n")
+        if given.plot:
+            given.plot.write_text(bench_plot.svg(title, results), encoding="utf-8")
+        report: dict[str, Any] = {
+            "model": self.model.name if self.model else None,
+            "date": when.isoformat("T", "seconds"),
+        }
+        report |= {"machine": machine, "run": run, "results": bench_report.as_json(results), "limits": limits}
+        report["promises"] = {promise.text: promise.is_kept for promise in promises}
+        print(json.dumps(report, ensure_ascii=False))
+        return promises
+
+    def _run(self, busy: list[float]) -> dict[str, Any]:
+        sizes = {f"n_{name}": getattr(self.sizes, f"n_{name}") for name in ("short", "long", "history", "newcomer")}
+        run = {
+            "n_tokens": self.sizes.n_tokens,
+            "runs": self.given.runs,
+            "ctx": self.given.ctx,
+            "slots": self.given.slots,
+        }
+        return {**sizes, **run, "n_threads": self.n_threads, "others_busy": max(busy, default=None)}
+
+    def _n_weight_bytes(self) -> int | None:
+        """What one step reads: all but the embeddings, of which it takes a row, unless they are the output's too."""
+        if self.model is None:
+            return None
+        file = gguf_file.read(self.model)
+        embeddings = file.tensor(gguf_file.TOKEN_EMBD)
+        unread = embeddings.n_bytes if embeddings and file.tensor(gguf_file.OUTPUT) else 0
+        return sum(tensor.n_bytes for tensor in file.tensors) - unread
 
 
 def _prepare(given: argparse.Namespace) -> Path:
@@ -106,88 +183,46 @@ def _prepare(given: argparse.Namespace) -> Path:
     return target
 
 
-def _measure(given: argparse.Namespace, model: Path) -> bench_report.Samples:
-    """Both sides, `runs` times. Who goes first changes from run to run, so that neither has the cooler machine."""
-    samples: dict[str, dict[str, list[float]]] = {RAW: defaultdict(list), OURS: defaultdict(list)}
-    n_prompt = float(N_SHORT)
-    with tqdm(total=2 * given.runs, desc="Measuring", unit="start", disable=None) as bar:
-        for run in range(given.runs):
-            for side in (OURS, RAW) if run % 2 == 0 else (RAW, OURS):
-                bar.set_postfix_str(f"run {run + 1}: {side}")
-                figures = _server_figures(given, model) if side == OURS else _raw_figures(given, model, int(n_prompt))
-                n_prompt = figures.get("n_prompt", n_prompt)
-                for key, value in figures.items():
-                    samples[side][key].append(value)
-                bar.update()
-    return samples
+def _started(given: argparse.Namespace, model: Path | None) -> Iterator[Side]:
+    size = {"n_ctx": given.ctx, "n_slots": given.slots, "n_threads": given.threads or n_cores()}
+    ours, theirs = given.box or (None, None)
+    for file in given.box or ():
+        gguf_file.read(file)
+    if given.url:
+        yield bench_sides.remote(given.url, OURS)
+    else:
+        files = {use: path for use, path in ((USUAL, model), (BOX, ours)) if path}
+        programs = {use: bench_server.sparrow(path, **size) for use, path in files.items()}
+        yield Side(OURS, programs, has_our_page=True)
+    if given.llama_server:
+        files = {use: path for use, path in ((USUAL, model), (BOX, theirs)) if path}
+        programs = {use: bench_server.llama_server(given.llama_server, path, **size) for use, path in files.items()}
+        yield Side(PEER, programs)
 
 
-def _server_figures(given: argparse.Namespace, model: Path) -> Figures:
-    """One start of the server. The first answer warms it up, and tells how many tokens the chat template adds."""
-    flags = ["--model", str(model), "--ctx", str(given.ctx), "--slots", str(given.slots)]
-    with bench_server.running([*flags, "--threads", str(given.threads)]) as server:
-        warm = bench_client.chat(server.url, bench_client.unique_chat(20), min(8, given.n_tokens))
-        n_template = warm.n_prompt - 20
-        short = bench_client.chat(server.url, bench_client.unique_chat(max(1, N_SHORT - n_template)), given.n_tokens)
-        long = bench_client.chat(server.url, bench_client.unique_chat(max(1, N_LONG - n_template)), 1)
-        figures = {
-            "n_prompt": float(short.n_prompt),
-            "load_s": server.load_s,
-            "first_token_ms": short.first_token_s * 1e3,
-            "prompt_tok_s": (long.n_prompt - long.n_reused) / long.first_token_s,
-            "decode_tok_s": short.tokens_per_s,
-            "client_ms_per_token": short.client_s / short.n_tokens * 1e3,
-        }
-        time.sleep(0.5)
-        memory = {"peak_mb": server.peak_bytes, "idle_mb": server.resident_bytes}
-    return {**figures, **{key: n_bytes / 1e6 for key, n_bytes in memory.items() if n_bytes is not None}}
+def _others(bar: tqdm[None]) -> float:
+    """How busy others keep this CPU while all sides are idle; said aloud where that spoils the figures."""
+    busy = bench_machine.busy_share() or 0.0
+    if busy > BUSY:
+        bar.write(f"Others keep {busy:.0%} of this CPU busy: the figures will be worse than it can.", file=sys.stderr)
+    return busy
 
 
-def _raw_figures(given: argparse.Namespace, model: Path, n_prompt: int) -> Figures:
-    """One start of bench_raw.py, with the same prompt lengths, so that both answers begin at the same depth."""
-    job = {"model": str(model.resolve()), "n_ctx": given.ctx, "n_slots": given.slots, "n_threads": given.threads}
-    job |= {"n_prompt": n_prompt, "n_long": max(N_LONG, n_prompt), "n_tokens": given.n_tokens}
-    command = [sys.executable, str(bench_server.ROOT / "scripts" / "bench_raw.py"), json.dumps(job)]
-    # llama.cpp as it comes: with libgomp's own spinning, which server.engine shortens for ours.
-    plain = {**os.environ, "GOMP_SPINCOUNT": "300000"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=bench_server.ROOT, env=plain)
-    if done.returncode:
-        last = done.stderr.strip().rpartition("\n")[2]
-        raise UsageError(f"llama.cpp can't compute {model}: {last or f'it ended with {done.returncode}'}")
-    return dict(json.loads(done.stdout))
+def _say(bar: tqdm[None], step: str) -> None:
+    """Progress on stderr: beside the bar, or as lines where stderr is no terminal."""
+    if bar.disable:
+        print(f"[{time.strftime('%H:%M:%S')}] {step}", file=sys.stderr, flush=True)
+    bar.set_postfix_str(step)
 
 
-def _promises(samples: bench_report.Samples, given: argparse.Namespace) -> list[Promise]:
-    """Only what is promised for what was measured: the memory for Qwen's shapes at the default flags."""
-    results = bench_report.spreads(samples)
-    share = bench_report.ratio(results, OURS, RAW, "decode_tok_s")
-    assert share is not None
-    promises = [Promise(f"one stream over HTTP is at least {LEAST_RATIO:.2f} × {RAW}", share, LEAST_RATIO, "least")]
-    peak = results[OURS].get("peak_mb")
-    is_default = (given.ctx, given.slots) == (Settings().ctx, Settings().slots)
-    if peak and given.standin and is_default and given.quant in (None, DEFAULT_QUANT):
-        promises.append(Promise(f"peak memory is below {MOST_MB:.0f} MB", peak.median, MOST_MB, "most"))
-    return promises
-
-
-def _print_report(
-    given: argparse.Namespace, model: Path, busy: float | None, samples: bench_report.Samples, promises: list[Promise]
-) -> None:
-    machine, when, results = bench_machine.describe(), datetime.now(timezone.utc), bench_report.spreads(samples)
-    run: dict[str, float | None] = {"n_short": int(results[OURS]["n_prompt"].median), "n_long": N_LONG}
-    run |= {"n_tokens": given.n_tokens, "runs": given.runs, "ctx": given.ctx, "slots": given.slots}
-    run |= {"n_threads": given.threads or n_cores(), "others_busy": busy}
-    print(f"\n{model.name} ({folder.megabytes(model.stat().st_size)}), {when:%Y-%m-%d}")
-    print("{cpu}, {n_cores} cores, {memory_mb:,} MB, {system}, llama-cpp-python {llama_cpp_python}".format(**machine))
-    print(
-        "{n_threads} threads, prompts of {n_short} and {n_long} tokens, answers of {n_tokens};".format(**run), end=" "
+def _in_words(machine: dict[str, str | int], run: dict[str, Any]) -> str:
+    return (
+        "{cpu}, {n_cores} cores, {memory_mb:,} MB, {system}, llama-cpp-python {llama_cpp_python}\n".format(**machine)
+        + "CPU threads: {n_threads}; {slots} slots of {ctx:,} tokens; {runs} runs: median (least–greatest); ".format(
+            **run
+        )
+        + f"others kept at most {run['others_busy']:.0%} of the CPU busy\n"
     )
-    print("{runs} runs: median (least–greatest)\n".format(**run))
-    print(bench_report.table(samples), end="\n\n")
-    print(*promises, sep="\n", end="\n\n")
-    report = {"model": model.name, "date": when.isoformat(timespec="seconds"), "machine": machine, "run": run}
-    kept = {promise.text: promise.is_kept for promise in promises}
-    print(json.dumps({**report, "results": bench_report.as_json(results), "promises": kept}, ensure_ascii=False))
 
 
 if __name__ == "__main__":

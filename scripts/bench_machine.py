@@ -1,4 +1,4 @@
-"""The machine that figures were taken on, and the memory of a process, as far as the system tells."""
+"""The machine that figures were taken on, its limits, and what a process costs it, as far as the system tells."""
 
 from __future__ import annotations
 
@@ -8,11 +8,20 @@ import re
 import resource
 import subprocess
 import sys
+import threading
 import time
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
+
 from server.engine.loader import n_cores
+
+N_BUFFER = 1 << 25
+"""float32 values that each core reads for `bandwidth`: 128 MB, more than caches hold."""
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+QUIET_S = 0.5
+"""A process that took no CPU for so long has finished what it was at."""
 
 
 def describe() -> dict[str, str | int]:
@@ -25,6 +34,24 @@ def describe() -> dict[str, str | int]:
         "python": platform.python_version(),
         "llama_cpp_python": version("llama-cpp-python"),
     }
+
+
+def bandwidth(n_threads: int, repeats: int = 5) -> float:
+    """Bytes per second that n_threads read together, as llama_decode reads the weights; the best of `repeats`.
+
+    The maximum of float32 values is the fastest walk through memory that numpy has; it holds no lock meanwhile.
+    """
+    buffers = [np.ones(N_BUFFER, dtype=np.float32) for _ in range(n_threads)]
+    best = 0.0
+    for _ in range(repeats):
+        readers = [threading.Thread(target=buffer.max) for buffer in buffers]
+        began = time.perf_counter()
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+        best = max(best, sum(buffer.nbytes for buffer in buffers) / (time.perf_counter() - began))
+    return best
 
 
 def busy_share(seconds: float = 1.0) -> float | None:
@@ -81,6 +108,46 @@ def tree_bytes(pid: int, field: str) -> int | None:
     """status_bytes of a process and of all that it started, summed."""
     own = status_bytes(pid, field)
     return None if own is None else own + sum(tree_bytes(child, field) or 0 for child in _children(pid))
+
+
+def cpu_s(pid: int) -> float | None:
+    """Seconds of CPU that a process and all that it started have taken, to 10 ms; None without /proc."""
+    # The name, in brackets, may hold spaces and brackets itself.
+    fields = _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
+    if not fields:
+        return None
+    own = (int(fields[11]) + int(fields[12])) / TICKS_PER_S
+    return own + sum(cpu_s(child) or 0.0 for child in _children(pid))
+
+
+def until_quiet(pid: int, limit_s: float) -> tuple[float, float] | None:
+    """Wait until a process computes no more: (seconds of CPU that it took, seconds until the last of them).
+
+    None without /proc; after limit_s of work what has come together by then.
+    """
+    began, first = time.monotonic(), cpu_s(pid)
+    if first is None:
+        return None
+    taken, last_at = 0.0, began
+    while (now := time.monotonic()) - last_at < QUIET_S and now - began < limit_s:
+        used = (cpu_s(pid) or first) - first
+        if used > taken:
+            taken, last_at = used, now
+        time.sleep(0.01)
+    return taken, last_at - began
+
+
+def listener(port: int) -> int | None:
+    """The process of ours that listens on a TCP port of this machine; None when the system or its owner won't say."""
+    rows = [line.split() for table in ("tcp", "tcp6") for line in _read(Path(f"/proc/net/{table}")).splitlines()[1:]]
+    sockets = {f"socket:[{row[9]}]" for row in rows if row[3] == "0A" and int(row[1].rpartition(":")[2], 16) == port}
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if any(os.readlink(open_file) in sockets for open_file in (process / "fd").iterdir()):
+                return int(process.name)
+        except OSError:  # not ours, or gone meanwhile
+            continue
+    return None
 
 
 def _children(pid: int) -> list[int]:

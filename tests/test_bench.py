@@ -1,33 +1,36 @@
-"""The benchmark: its statistics, its client, and whole runs against the real server."""
+"""The benchmark: what it asks of the machine, and whole runs against the real server."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import re
 import shutil
+import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from xml.etree import ElementTree
 
 import bench
 import bench_client
 import bench_machine
 import bench_report
 import bench_server
+import bench_sides
 import pytest
 import standin
-from bench_report import Promise, Spread
+from bench_raw import Job
+from bench_scenarios import SCENARIOS, Sizes
+from bench_sides import OURS, PEER, RAW
 
 from server.errors import UsageError
 from tests.test_standin import TINY
+
+FEW = Sizes(n_tokens=24, n_long=200, n_history=300, n_newcomer=300, n_running=400, n_cancelled=400, n_streams=4)
+SMALL = replace(FEW, cancel_s=0.05, pause_s=0.1, idle_s=0.1, kill_s=0.3)
+"""A tiny model computes in milliseconds; what is measured of it means nothing, but all of it is measured."""
 
 
 @pytest.fixture(scope="module")
@@ -35,63 +38,6 @@ def tiny_standin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("standin") / "standin-f16.gguf"
     standin.write(path, TINY)
     return path
-
-
-class TestReport:
-    SAMPLES = {
-        "alone": {"decode_tok_s": [40.0, 38.0, 50.0], "peak_mb": [640.0]},
-        "over HTTP": {"decode_tok_s": [36.0, 38.0, 30.0], "peak_mb": [690.0], "idle_mb": [680.0], "other": [1.0]},
-    }
-
-    def test_the_middle_counts_and_the_ends_are_kept(self) -> None:
-        assert Spread.of([3.0, 1.0, 9.0]) == Spread(median=3.0, low=1.0, high=9.0)
-        assert Spread.of([3.0, 1.0, 9.0]).show(1) == "3.0 (1.0–9.0)"
-        assert Spread.of([1234.5]).show(0) == "1,234"
-
-    def test_json_has_four_digits(self) -> None:
-        results = {"a": {"decode_tok_s": Spread(31.4159, 2.0, 1234.56)}}
-        assert bench_report.as_json(results) == {"a": {"decode_tok_s": {"median": 31.42, "low": 2.0, "high": 1235.0}}}
-
-    def test_a_ratio_is_of_medians(self) -> None:
-        results = bench_report.spreads(self.SAMPLES)
-        assert bench_report.ratio(results, "over HTTP", "alone", "decode_tok_s") == 36.0 / 40.0
-        assert bench_report.ratio(results, "over HTTP", "alone", "idle_mb") is None
-
-    def test_the_table_has_a_line_for_each_figure_that_was_measured(self) -> None:
-        head, rule, *lines = bench_report.table(self.SAMPLES).splitlines()
-        assert re.split(r"  +", head.strip()) == ["alone", "over HTTP", "ratio"]
-        assert set(rule) == {"─"}
-        assert [re.split(r"  +", line) for line in lines] == [
-            ["one stream, tokens/s", "40.0 (38.0–50.0)", "36.0 (30.0–38.0)", "0.90 ×"],
-            ["peak resident memory, MB", "640", "690", "1.08 ×"],
-            ["resident memory when idle, MB", "–", "680", "–"],
-        ]
-
-    def test_three_sides_are_each_compared_with_the_first(self) -> None:
-        text = bench_report.table(
-            {side: {"decode_tok_s": [rate]} for side, rate in (("a", 10.0), ("b", 5.0), ("c", 20.0))}
-        )
-        assert re.split(r"  +", text.splitlines()[-1]) == [
-            "one stream, tokens/s",
-            "10.0",
-            "5.0",
-            "0.50 ×",
-            "20.0",
-            "2.00 ×",
-        ]
-
-    @pytest.mark.parametrize(
-        "promise, is_kept",
-        [
-            (Promise("rate", 0.90, 0.90, "least"), True),
-            (Promise("rate", 0.8999, 0.90, "least"), False),
-            (Promise("memory", 749.9, 750, "most"), True),
-            (Promise("memory", 750.0, 750, "most"), False),
-        ],
-    )
-    def test_a_promise_is_held_against_its_limit(self, promise: Promise, is_kept: bool) -> None:
-        assert promise.is_kept is is_kept
-        assert str(promise).startswith("OK" if is_kept else "SHORT")
 
 
 class TestMachine:
@@ -116,6 +62,33 @@ class TestMachine:
         assert bench_machine.tree_bytes(child.pid, "VmHWM") is None
 
     @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
+    def test_the_cpu_that_a_process_burns_is_seen_to_its_end(self) -> None:
+        work = "import sys, time; sys.stdin.readline()\nwhile time.process_time() < 0.3: pass\nsys.stdin.readline()"
+        child = subprocess.Popen([sys.executable, "-c", work], stdin=subprocess.PIPE)
+        assert child.stdin
+        try:
+            time.sleep(0.3)  # it has started, and waits
+            child.stdin.write(b"\n")
+            child.stdin.flush()
+            burnt = bench_machine.until_quiet(child.pid, 30.0)
+        finally:
+            child.stdin.close()
+            child.wait()
+        assert burnt is not None and 0.1 < burnt[0] < 0.4 and burnt[1] >= burnt[0] - 0.05
+        assert bench_machine.cpu_s(child.pid) is None and bench_machine.until_quiet(child.pid, 1.0) is None
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
+    def test_the_process_behind_a_port_is_found(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            port = listening.getsockname()[1]
+            assert bench_machine.listener(port) == os.getpid()
+        assert bench_machine.listener(port) is None
+
+    def test_memory_can_not_be_read_faster_than_light(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(bench_machine, "N_BUFFER", 1 << 20)
+        assert 1e8 < bench_machine.bandwidth(1) < 1e12
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has /proc")
     def test_somebody_who_computes_is_noticed(self) -> None:
         worker = subprocess.Popen([sys.executable, "-c", "while True: pass"])
         try:
@@ -126,144 +99,123 @@ class TestMachine:
         assert busy is not None and 0.5 / (os.cpu_count() or 1) < busy <= 1.0
 
 
-def frames(*contents: str, usage: bool = True) -> list[bytes]:
-    """An answer as OpenAI's API streams it."""
-    made = [{"choices": [{"delta": {"content": content}}]} for content in contents]
-    tail: list[dict[str, Any]] = (
-        [{"choices": [], "usage": {"prompt_tokens": 60, "completion_tokens": 4}}] if usage else []
-    )
-    return [b"data: " + json.dumps(frame).encode() + b"\n\n" for frame in [*made, *tail]] + [b"data: [DONE]\n\n"]
-
-
-@contextmanager
-def answering(status: int, body: list[bytes]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A server on loopback that gives every request this reply; (its URL, the requests it got)."""
-    requests: list[dict[str, Any]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(status)
-            self.end_headers()
-            for part in body:
-                self.wfile.write(part)
-                time.sleep(0.02)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}", requests
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-class TestClient:
-    def test_only_text_counts_as_the_first_token(self) -> None:
-        with answering(200, [b": ping\n\n", *frames("", "a", "", "b", "c", "d")]) as (url, requests):
-            answer = bench_client.chat(url, bench_client.unique_chat(5), 4)
-        assert (answer.n_prompt, answer.n_tokens, answer.n_reused, len(answer.times)) == (60, 4, 0, 4)
-        assert answer.first_token_s >= 0.04, "the ping and the empty delta came 0.02 s apart"
-        assert answer.times == sorted(answer.times)
-        assert requests[0]["max_tokens"] == 4 and requests[0]["ignore_eos"] is True
-
-    def test_the_speed_is_that_between_the_first_token_and_the_last(self) -> None:
-        answer = bench_client.Answer([2.0, 2.5, 4.0], n_prompt=60, n_tokens=5, n_reused=0, client_s=0.0)
-        assert answer.tokens_per_s == 4 / 2.0
-
-    def test_no_two_prompts_begin_alike(self) -> None:
-        first, second = (bench_client.unique_chat(30)[0]["content"] for _ in range(2))
-        assert re.fullmatch(r"\d{30}", first) and first != second
-
-    @pytest.mark.parametrize(
-        "status, body, message",
-        [
-            (400, [b'{"error": {"message": "ignore_eos: unknown."}}'], "answered 400: ignore_eos: unknown."),
-            (502, [b"Bad Gateway"], "answered 502: Bad Gateway"),
-            (200, [b'data: {"error": {"message": "no memory"}}\n\n'], "broke an answer off: no memory"),
-            (200, frames("a", "b", usage=False), "streams no text, or no usage"),
-            (200, [], "streams no text, or no usage"),
-        ],
-    )
-    def test_what_can_not_be_measured_is_said(self, status: int, body: list[bytes], message: str) -> None:
-        with answering(status, body) as (url, _), pytest.raises(UsageError, match=re.escape(message)):
-            bench_client.chat(url, bench_client.unique_chat(5), 4)
-
-    def test_nobody_there(self) -> None:
-        with pytest.raises(UsageError, match="stopped answering: .*refused"):
-            bench_client.chat("http://127.0.0.1:9", bench_client.unique_chat(5), 4)
-        assert not bench_client.is_healthy("http://127.0.0.1:9")
-
-    def test_an_answer_in_one_piece_has_no_speed(self) -> None:
-        with answering(200, frames("abcd")) as (url, _):
-            answer = bench_client.chat(url, bench_client.unique_chat(5), 4)
-        with pytest.raises(UsageError, match="4 tokens came in one piece"):
-            _ = answer.tokens_per_s
-
-
 class TestBench:
-    def test_a_whole_run_against_the_real_server(
+    def test_all_scenarios_against_the_real_server_and_one_that_runs_already(
         self, tiny_standin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        source = tmp_path / "mine-f16.gguf"
+        source, chart = tmp_path / "mine-f16.gguf", tmp_path / "chart.svg"
         shutil.copy(tiny_standin, source)
-        flags = ["--model", str(source), "--quant", "q8_0", "--runs", "2", "--n-tokens", "40"]
-        assert bench.main([*flags, "--ctx", "1024", "--slots", "2", "--threads", "1"]) == 0
-        lines = capsys.readouterr().out.splitlines()
-        report = json.loads(lines[-1])
+        program = bench_server.sparrow(source, n_ctx=1024, n_slots=4, n_threads=1)
+        flags = ["--model", str(source), "--quant", "q8_0", "--runs", "1", "--ctx", "1024", "--slots", "4"]
+        with bench_server.running(program, tmp_path) as other:
+            url = other.client.url
+            flags += ["--threads", "1", "--plot", str(chart), "--against", f"{url}/v1/"]
+            assert bench.main(flags, SMALL) == 0
+        out, progress = capsys.readouterr()
+        report = json.loads(out.splitlines()[-1])
         assert report["model"] == "mine-q8_0.gguf" and (tmp_path / "mine-q8_0.gguf").exists()
         assert report["run"]["n_short"] == 60 and report["run"]["n_threads"] == 1
-        raw, ours = report["results"][bench.RAW], report["results"][bench.OURS]
-        keys = {figure.key for figure in bench_report.FIGURES}
-        assert keys <= set(ours) and keys - {"idle_mb"} <= set(raw)
-        assert all(spread["low"] <= spread["median"] <= spread["high"] for spread in [*raw.values(), *ours.values()])
-        assert ours["decode_tok_s"]["low"] > 0 and raw["decode_tok_s"]["low"] > 0
+        ours, raw, against = (report["results"][side] for side in (OURS, RAW, url.partition("//")[2]))
+        keys = {figure.key for figure in bench_report.FIGURES if not figure.key.startswith("box_")}
+        assert keys - set(ours) <= {"gap_median_ms", "gap_p99_ms", "gap_largest_ms", "together_decode_tok_s"}
+        assert keys - {"load_s", "restart_s", "lost_s", "goes_on"} - set(against) <= keys - set(ours) | {
+            "gap_median_ms",
+            "gap_p99_ms",
+            "gap_largest_ms",
+            "together_decode_tok_s",
+        }
+        assert set(raw) == {"load_s", "first_token_ms", "prompt_tok_s", "decode_tok_s", "peak_mb"} | {
+            "together_tok_s",
+            "together_decode_tok_s",
+        }
         assert ours["load_s"]["median"] > raw["load_s"]["median"], "the server's start has the model's load in it"
-        assert len(report["promises"]) == 1, "the memory is promised for the stand-in only"
-        shown = [
-            figure.label for figure in bench_report.FIGURES if any(line.startswith(figure.label) for line in lines)
-        ]
-        assert shown == [figure.label for figure in bench_report.FIGURES]
+        assert ours["goes_on"]["median"] in (0.0, 1.0) and ours["lost_s"]["median"] < SMALL.kill_s + 0.1
+        assert all(f"{name}, {OURS}" in progress for name in SCENARIOS if name != "box")
+        assert ElementTree.fromstring(chart.read_text()).tag.endswith("svg")
+        assert all(figure.label in out for figure in bench_report.FIGURES if figure.key in ours)
 
-    def test_the_short_prompt_has_its_length_and_reuses_nothing(self, tiny_standin: Path) -> None:
-        flags = ["--model", str(tiny_standin), "--ctx", "1024", "--slots", "2", "--threads", "1"]
-        with bench_server.running(flags) as server:
-            template = bench_client.chat(server.url, bench_client.unique_chat(20), 2).n_prompt - 20
-            answers = [bench_client.chat(server.url, bench_client.unique_chat(60 - template), 40) for _ in range(2)]
+    def test_each_with_its_usual_file(
+        self, tiny_standin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        """A llama-server that is Sparrow inside: what is tested is who gets which file."""
+        theirs, binary = tmp_path / "theirs-f16.gguf", tmp_path / "llama-server"
+        shutil.copy(tiny_standin, theirs)
+        binary.write_text(
+            f'#!/bin/sh\necho "$2" >> {tmp_path}/served\n'
+            'while [ "$1" != --port ]; do [ "$1" = -m ] && model=$2; shift; done\n'
+            f'exec {" ".join(bench_server.SERVE)} --model "$model" --no-browser --port "$2" --ctx 1024 --threads 1 '
+            f"--data-dir {tmp_path}/data\n"
+        )
+        binary.chmod(0o755)
+        flags = ["--model", str(tiny_standin), "--llama-server", str(binary), "--box", str(tiny_standin), str(theirs)]
+        assert bench.main([*flags, "--runs", "1", "--ctx", "1024", "--scenario", "one", "box"], SMALL) == 0
+        report = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert (
+            report["results"][PEER].keys() == report["results"][OURS].keys() > {"box_decode_tok_s", "box_prompt_tok_s"}
+        )
+        assert (tmp_path / "served").read_text().split() == [str(tiny_standin), str(theirs)]
+        assert len([text for text in report["promises"] if "usual file" in text]) == 2
+
+    def test_a_server_that_runs_is_measured_as_it_is(
+        self, tiny_standin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        program = bench_server.sparrow(tiny_standin, n_ctx=1024, n_slots=2, n_threads=1)
+        with bench_server.running(program, tmp_path) as server:
+            flags = ["--url", server.client.url, "--runs", "2", "--scenario", "one", "memory", "restart", "kill"]
+            assert bench.main(flags, SMALL) == 0
             assert server.peak_bytes and server.resident_bytes and server.peak_bytes >= server.resident_bytes > 30e6
+        assert not bench_client.is_healthy(server.client.url)
+        report = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert set(report["results"]) == {OURS} and report["model"] is None
+        found = report["results"][OURS]
+        assert "restart_s" not in found and "lost_s" not in found, "it can't be ended: somebody else started it"
+        assert 30 < found["idle_mb"]["median"] <= found["peak_mb"]["median"]
+        assert all(spread["low"] <= spread["median"] <= spread["high"] for spread in found.values())
+
+    def test_the_short_prompt_has_its_length_and_reuses_nothing(self, tiny_standin: Path, tmp_path: Path) -> None:
+        program = bench_server.sparrow(tiny_standin, n_ctx=1024, n_slots=2, n_threads=1)
+        with bench_server.running(program, tmp_path) as server:
+            client = server.client
+            template = client.chat(bench_client.unique_chat(20), 2).n_prompt - 20
+            answers = [client.chat(bench_client.unique_chat(60 - template), 40) for _ in range(2)]
         assert [(answer.n_prompt, answer.n_tokens) for answer in answers] == [(60, 40), (60, 40)]
         assert all(answer.n_reused < 20 for answer in answers), "the template's first words are all that they share"
-        assert not bench_client.is_healthy(server.url)
 
     def test_check_turns_a_broken_promise_into_an_exit_code(
         self, tiny_standin: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        samples = {
-            bench.RAW: {"decode_tok_s": [40.0]},
-            bench.OURS: {"decode_tok_s": [20.0], "n_prompt": [60.0]},
-        }
-        monkeypatch.setattr(bench, "_measure", lambda *_: samples)
-        assert bench.main(["--model", str(tiny_standin)]) == 0
-        assert bench.main(["--model", str(tiny_standin), "--check"]) == 1
+        samples = {OURS: {"decode_tok_s": [20.0]}, RAW: {"decode_tok_s": [40.0]}}
+        monkeypatch.setattr(bench.Bench, "measure", lambda *_: (samples, [0.0]))
+        monkeypatch.setattr(bench_machine, "N_BUFFER", 1 << 20)
+        assert bench.main(["--model", str(tiny_standin)], SMALL) == 0
+        assert bench.main(["--model", str(tiny_standin), "--check"], SMALL) == 1
         assert (
-            capsys.readouterr().out.count("SHORT  one stream over HTTP is at least 0.90 × llama_decode alone: 0.50")
-            == 2
+            capsys.readouterr().out.count("SHORT  one stream, tokens/s: at least 0.97 × llama_decode alone: 0.50") == 2
         )
 
     @pytest.mark.parametrize(
         "flags, message",
         [
-            ([], "Give --standin, or --model PATH"),
-            (["--standin", "--model", "x.gguf"], "one of the two"),
+            ([], "Give --standin, --model PATH"),
+            (["--standin", "--model", "x.gguf"], "one of them"),
             (["--model", "nowhere.gguf"], "nowhere.gguf: no such file"),
-            (["--standin", "--runs", "0"], "--runs takes 1 or more"),
+            (["--standin", "--runs", "0"], "--runs and --slots take 1 or more"),
             (["--standin", "--n-tokens", "1"], "--n-tokens 2 or more"),
-            (["--standin", "--ctx", "512"], "--ctx 512: the prompts and the answer need more than 512 tokens"),
+            (
+                ["--standin", "--ctx", "512"],
+                "--ctx 512: the conversations that are measured need more than 1508 tokens",
+            ),
             (["--standin", "--fast"], "unrecognized arguments: --fast"),
+            (
+                ["--standin", "--scenario", "two"],
+                "--scenario two: there is none of that name; give some of one, together",
+            ),
+            (["--standin", "--scenario", "box"], "--scenario box needs two files"),
+            (["--standin", "--box", "a.gguf", "b.gguf"], "--box compares with a llama-server"),
+            (["--standin", "--llama-server", "nowhere"], "--llama-server nowhere: there is no program"),
+            (["--url", "http://127.0.0.1:9", "--quant", "q4_0"], "leave --quant and --llama-server out"),
+            (["--standin", "--plot", "chart.png"], "--plot chart.png: the chart is an SVG"),
+            (["--standin", "--plot", "nowhere/chart.svg"], "there is no folder nowhere"),
         ],
     )
     def test_what_can_not_work_is_said_in_one_line(self, flags: list[str], message: str) -> None:
@@ -278,11 +230,18 @@ class TestBench:
             bench.main(["--model", str(broken)])
 
     def test_a_server_that_does_not_start_says_why(self, tmp_path: Path) -> None:
+        program = bench_server.sparrow(tmp_path / "gone.gguf", n_ctx=1024, n_slots=1, n_threads=1)
         with pytest.raises(UsageError, match="serve.py ended before it answered: .*gone.gguf"):
-            with bench_server.running(["--model", str(tmp_path / "gone.gguf")]):
+            with bench_server.running(program, tmp_path):
+                pass
+
+    def test_a_program_that_can_not_be_started_is_one_line(self, tmp_path: Path) -> None:
+        program = bench_server.llama_server(tmp_path, tmp_path / "m.gguf", n_ctx=1024, n_slots=1, n_threads=1)
+        with pytest.raises(UsageError, match="can't be started: Permission denied"):
+            with bench_server.running(program, tmp_path):
                 pass
 
     def test_a_model_that_can_not_be_computed_is_one_line_too(self, tiny_standin: Path) -> None:
-        given = argparse.Namespace(ctx=1024, slots=1, threads=1, n_tokens=4)
+        job = Job(str(tiny_standin), n_ctx=1024, n_slots=1, n_threads=1, n_prompt=1500, n_long=1500, n_tokens=4)
         with pytest.raises(UsageError, match=r"can't compute .*: RuntimeError: llama_decode returned 1$"):
-            bench._raw_figures(given, tiny_standin, n_prompt=1500)
+            bench_sides.raw_figures(job)

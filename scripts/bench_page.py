@@ -1,0 +1,139 @@
+"""What a crash takes of an answer on the chat page: this server is killed in the middle of one and started again."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import secrets
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import bench_client
+from bench_sides import Side
+
+from server.errors import UsageError
+
+
+class Page:
+    """A browser as the server sees it: it keeps the session's cookie."""
+
+    def __init__(self, url: str, cookie: str = "") -> None:
+        self._address = urlsplit(url)
+        self.cookie = cookie
+
+    def ask(self, text: str) -> str:
+        """Send a question that begins a conversation; the path of its answer's events."""
+        body = json.dumps({"text": text, "key": secrets.token_urlsafe(16)})
+        wire, reply = self._request("POST", "/messages", body)
+        answer = reply.read()
+        wire.close()
+        if reply.status != 201:
+            raise UsageError(
+                f"The page's POST /messages answered {reply.status}: {answer[:200].decode(errors='replace')}"
+            )
+        self.cookie = (reply.getheader("Set-Cookie") or "").partition(";")[0]
+        return f"/answers/{json.loads(answer)['answer']}/events"
+
+    def events(self, path: str) -> tuple[socket.socket, http.client.HTTPResponse]:
+        """The open stream of an answer; whoever gets the socket closes it."""
+        return self._request("GET", path)
+
+    def _request(
+        self, method: str, path: str, body: str | None = None
+    ) -> tuple[socket.socket, http.client.HTTPResponse]:
+        address = self._address
+        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60.0)
+        headers = {"Cookie": self.cookie} if self.cookie else {}
+        headers |= {"Content-Type": "application/json"} if body else {}
+        connection.request(method, path, body, headers)
+        return connection.sock, connection.getresponse()
+
+
+@dataclass
+class Seen:
+    """What a reader of an answer has on the screen: each piece with the time when it came, and how the answer ended."""
+
+    pieces: list[tuple[float, str]] = field(default_factory=list)
+    ended: str = ""
+
+    def read(self, lines: Iterable[bytes]) -> None:
+        """Follow the events of an answer to their end, or to the connection's."""
+        for event, data in _events(lines):
+            if event == "end":
+                self.ended = str(data["status"])
+                return
+            if event == "reset":
+                self.pieces.clear()
+            if "text" in data:
+                self.pieces.append((time.perf_counter(), data["text"]))
+
+    @property
+    def text(self) -> str:
+        return "".join(text for _, text in self.pieces)
+
+
+def _events(lines: Iterable[bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
+    event = ""
+    try:
+        for line in lines:
+            name, _, value = line.rstrip(b"\r\n").partition(b": ")
+            if name == b"event":
+                event = value.decode()
+            elif name == b"data":
+                yield event, json.loads(value)
+    except (OSError, ValueError, http.client.HTTPException):
+        return  # the server is gone, or we hung up
+
+
+def lost_seconds(seen: list[tuple[float, str]], kept: str) -> float:
+    """Seconds of writing that are gone: from the first piece that is not whole in what was kept, to the last one."""
+    n_kept = len(os.path.commonprefix(["".join(text for _, text in seen), kept]))
+    at, missing = 0, None
+    for came, text in seen:
+        at += len(text)
+        if missing is None and at > n_kept:
+            missing = came
+    return 0.0 if missing is None else seen[-1][0] - missing
+
+
+def kill_and_come_back(side: Side, folder: Path, kill_s: float) -> dict[str, float]:
+    """Kill this server kill_s into an answer; start it again, and come back to that answer as a browser does.
+
+    lost_s: seconds of its text that are gone. goes_on: 1.0 if the answer was continued, 0.0 if it stays broken off.
+    """
+    with side.running(folder) as server:
+        page = Page(server.client.url)
+        path = page.ask(f"Tell a long story about the number {bench_client.digits(8)}.")
+        seen = _watch(page, path, kill_s, kill=server.pid)
+    with side.running(folder) as server:
+        again = _watch(Page(server.client.url, page.cookie), path, kill_s)
+    kept = again.pieces[0][1] if again.pieces else ""
+    goes_on = len(again.text) > len(kept) and again.ended != "interrupted"
+    return {"lost_s": lost_seconds(seen.pieces, kept), "goes_on": float(goes_on)}
+
+
+def _watch(page: Page, path: str, seconds: float, kill: int | None = None) -> Seen:
+    """Read an answer until it ends or `seconds` are over; then kill that process, or hang up."""
+    seen = Seen()
+    wire, reply = page.events(path)
+    reader = threading.Thread(target=seen.read, args=(reply,))
+    reader.start()
+    reader.join(seconds)
+    if kill is not None:
+        os.kill(kill, signal.SIGKILL)
+    else:
+        with contextlib.suppress(OSError):  # the server may have ended it
+            wire.shutdown(socket.SHUT_RDWR)
+    reader.join()
+    reply.close()
+    wire.close()
+    return seen
