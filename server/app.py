@@ -222,6 +222,8 @@ def serve(settings: Settings, bound: socket.socket, model_path: Path, *, is_demo
             step_s=settings.step_ms / 1000,
             tuned=settings.data_dir / "tuning.json",
             is_demo=is_demo,
+            snapshots=settings.data_dir / "kv",
+            snapshot_bytes=settings.snapshot_mb * 10**6,
             on_progress=_show_progress,
         )
         seconds, quant = time.monotonic() - began, engine.model.quant

@@ -36,6 +36,12 @@ class Settings:
         metavar="N",
         least=10,
     )
+    snapshot_mb: int = _setting(
+        512,
+        "megabytes of disk for what idle chats remember, so that a restart reads nothing twice; 0 keeps none",
+        metavar="N",
+        least=0,
+    )
     quant: str | None = _setting(
         None, "quantization to serve, by llama.cpp's name (IQ4_NL if not given, Q8_0 for the demo)", metavar="NAME"
     )

@@ -5,12 +5,14 @@ Everybody else calls submit() and Handle.cancel(), which put a command into the 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 
 from server.engine.llama import Context, DecodeStatus, Model
@@ -20,6 +22,7 @@ from server.engine.sampling import SamplingParams
 from server.engine.scheduler import Batch, Scheduler
 from server.engine.sequence import Event, Finished, FinishReason
 from server.engine.sequence import Sequence as TokenSequence
+from server.engine.snapshots import Snapshots
 from server.errors import ContextOverflow, EngineFailed, QueueFull, ShuttingDown, SparrowError
 
 log = logging.getLogger("sparrow.engine")
@@ -60,6 +63,7 @@ class Engine:
         context: Context,
         info: ModelInfo,
         n_slots: int,
+        snapshots: Snapshots,
         defaults: SamplingParams | None = None,
         step_s: float = 0.1,
     ) -> None:
@@ -69,7 +73,8 @@ class Engine:
         self.chat_template = model.chat_template
         self.sampling_defaults = defaults or SamplingParams()
         self._model = model
-        self.scheduler = Scheduler(n_slots, info.n_ctx, context)
+        self.scheduler = Scheduler(n_slots, info.n_ctx, context, snapshots)
+        self._snapshots = snapshots
         self._context = context
         self._pace = Pace(step_s, context.n_batch)
         self._requests: dict[int, Request] = {}
@@ -79,14 +84,13 @@ class Engine:
         self._n_open = 0
         self._n_slots = n_slots
         self._mean_s = 5.0
-        self._closing = False
-        self._may_interrupt = False
-        self._reads_drafts = False
+        self._closing = self._may_interrupt = self._reads_drafts = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     # --- for every thread -------------------------------------------------------------------------------------
 
     def start(self) -> None:
+        self._snapshots.start()
         self._thread.start()
 
     def submit(
@@ -111,8 +115,6 @@ class Engine:
                 raise QueueFull(MAX_WAITING, self._retry_after())
             self._n_open += 1
         self._command(lambda: self._add(request))
-        if self._reads_drafts:
-            self._context.interrupt()
         return Handle(self, request.id)
 
     def _retry_after(self) -> int:
@@ -132,6 +134,8 @@ class Engine:
 
     def _command(self, command: Callable[[], None]) -> None:
         self._inbox.put(command)
+        if self._reads_drafts:
+            self._context.interrupt()
 
     def _interrupt(self) -> None:
         """Have the inbox read now and not after the step, unless that would hold up somebody who reads along."""
@@ -150,15 +154,18 @@ class Engine:
         self._drain()
         for request in list(self._requests.values()):
             self._finish(request, "error", ShuttingDown("The server was stopped in the middle of this answer."))
+        self._snapshots.close(self.scheduler.slots)
 
     def _sleep(self) -> None:
-        """Idle: see that the books are right, and wait for a command."""
+        """Idle: see that the books are right, save what should outlive us, and wait for a command."""
         try:
             self.scheduler.check_integrity()
         except AssertionError:
             log.exception("the slots' books are wrong; all prefixes are forgotten")
             self.scheduler.slots.reset()
-        self._inbox.get()()
+        for wait_s in self._snapshots.idle(self.scheduler.slots):
+            with contextlib.suppress(queue.Empty):
+                return self._inbox.get(timeout=wait_s)()
 
     def _drain(self) -> None:
         """Run the commands that are there."""
@@ -252,7 +259,12 @@ class Engine:
 
     def _add(self, request: Request) -> None:
         self._requests[request.id] = self._by_sequence[id(request.sequence)] = request
-        self.scheduler.add(request.sequence)
+        fetched = partial(self._command, lambda: self._enqueue(request))
+        self._snapshots.fetch(request.sequence.tokens, self.scheduler.slots, fetched)
+
+    def _enqueue(self, request: Request) -> None:
+        if request.id in self._requests:  # not cancelled while the disk was read
+            self.scheduler.add(request.sequence)
 
     def _cancel(self, request_id: int) -> None:
         request = self._requests.get(request_id)

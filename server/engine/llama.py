@@ -25,6 +25,8 @@ from server.errors import EngineFailed, ModelFileError, UsageError
 _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
 """llama_token_data, so that an array of candidates is what llama.cpp reads and writes."""
 
+_BYTES = ctypes.POINTER(ctypes.c_uint8)
+
 _log_lines: list[str] = []
 
 
@@ -135,6 +137,11 @@ class ContextParams:
     """Rows with logits that a batch may have beyond one per slot; each reserves n_vocab floats."""
     exact: bool = False
 
+    @property
+    def kv_format(self) -> str:
+        """A saved slot is good for contexts of the same format, with the same model."""
+        return f"llama.cpp {llama_cpp.__version__}, {self.n_slots} slots, {'f32' if self.exact else 'f16'}"
+
 
 class Context:
     """The KV cache and the computation. One thread only: the engine's."""
@@ -201,6 +208,20 @@ class Context:
     def copy(self, source: int, target: int) -> None:
         # A partitioned cache copies a slot's whole memory, before the next decode; `target` may be shortened at once.
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
+    def save(self, slot: int) -> memoryview:
+        """All that the slot holds, as load() of a context with the same kv_format takes it."""
+        data = np.empty(int(llama_cpp.llama_state_seq_get_size(self._ctx, slot)), dtype=np.uint8)
+        n = llama_cpp.llama_state_seq_get_data(self._ctx, data.ctypes.data_as(_BYTES), len(data), slot)
+        return data[:n].data
+
+    def load(self, slot: int, data: bytes | memoryview) -> bool:
+        """False: the slot is empty. Only bytes that save() gave: llama.cpp ends the process over others."""
+        pointer = np.frombuffer(data, dtype=np.uint8).ctypes.data_as(_BYTES)
+        if llama_cpp.llama_state_seq_set_data(self._ctx, pointer, len(data), slot):
+            return True
+        self.clear(slot)
+        return False
 
     def n_held(self, slot: int) -> int:
         return int(llama_cpp.llama_memory_seq_pos_max(self._memory, slot)) + 1

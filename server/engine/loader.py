@@ -14,6 +14,7 @@ from server.engine.engine import Engine, ModelInfo
 from server.engine.llama import Context, ContextParams, Model
 from server.engine.lookup import N_MOST
 from server.engine.sampling import SamplingParams
+from server.engine.snapshots import Snapshots
 from server.errors import SparrowError, UsageError
 
 N_BATCH = 128
@@ -40,11 +41,15 @@ def open_engine(
     step_s: float = 0.1,
     tuned: Path | None = None,
     is_demo: bool = False,
+    snapshots: Path | None = None,
+    snapshot_bytes: int = 0,
     on_progress: Callable[[float], bool] = lambda _: True,
 ) -> Engine:
     """Load the model and allocate its KV cache (n_slots × n_ctx tokens). Not started yet.
 
     n_threads: 0 takes what is fastest here, which is measured once and kept in the file `tuned`.
+    snapshots: the folder where idle conversations are kept, snapshot_bytes of them at most; None keeps none.
+
     Raises ModelFileError for the file, UsageError when n_ctx or the memory does not fit.
     """
     _check_weights(path)
@@ -62,7 +67,8 @@ def open_engine(
         model.close()
         raise
     info = ModelInfo(path.stem, model.quant, n_ctx, is_demo)
-    return Engine(model, context, info, n_slots, sampling_defaults(model), step_s)
+    kept = Snapshots(context, snapshots, path, params.kv_format, n_ctx, snapshot_bytes)
+    return Engine(model, context, info, n_slots, kept, sampling_defaults(model), step_s)
 
 
 def n_guesses(model: Model) -> int:

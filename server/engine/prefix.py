@@ -17,7 +17,17 @@ import numpy.typing as npt
 MIN_COPY = 16
 """Tokens that a copy must save: copying a slot takes 10 to 20 ms here, reading 16 tokens four times as much."""
 
+MIN_RESTORE = 64
+"""Tokens that a snapshot must save: 1,250 tokens are restored in the time of reading ten here."""
+
 Ids = npt.NDArray[np.int32]
+
+
+def n_common(one: Ids, other: Ids) -> int:
+    """Length of the common prefix."""
+    n = min(len(one), len(other))
+    differs = np.flatnonzero(one[:n] != other[:n])
+    return int(differs[0]) if len(differs) else n
 
 
 class Memory(Protocol):
@@ -40,6 +50,21 @@ class Memory(Protocol):
         ...
 
 
+class Shelf(Protocol):
+    """Snapshots of what slots held once. snapshots.Snapshots is one."""
+
+    def n_common(self, tokens: Ids) -> int:
+        """Longest prefix of `tokens` that a snapshot holds."""
+        ...
+
+    def restore(self, slot: int, tokens: Ids) -> Ids | None:
+        """Load the snapshot with the longest prefix of `tokens` into the slot, which is empty; all that it holds.
+
+        None: it was of no use, and the slot is empty.
+        """
+        ...
+
+
 class Claim(NamedTuple):
     slot: int
     n_past: int
@@ -52,21 +77,24 @@ class _Slot:
     def __init__(self, n_ctx: int) -> None:
         self.ids: Ids = np.empty(n_ctx, dtype=np.int32)
         self.n = 0
+        self.n_said = 0
+        """How many of the tokens may be written to disk: a draft is its author's until it is sent."""
         self.busy = False
         self.last_used = 0
+        self.offered = 0
+        """When it was last offered for a snapshot, on the clock of last_used."""
 
     def n_common(self, tokens: Ids) -> int:
-        n = min(self.n, len(tokens))
-        differs = np.flatnonzero(self.ids[:n] != tokens[:n])
-        return int(differs[0]) if len(differs) else n
+        return n_common(self.ids[: self.n], tokens)
 
 
 class SlotTable:
     """Claims and releases slots, and keeps `memory` in step. Not thread-safe: the engine's thread owns it."""
 
-    def __init__(self, n_slots: int, n_ctx: int, memory: Memory) -> None:
+    def __init__(self, n_slots: int, n_ctx: int, memory: Memory, shelf: Shelf | None = None) -> None:
         self._slots = [_Slot(n_ctx) for _ in range(n_slots)]
         self._memory = memory
+        self._shelf = shelf
         self._clock = 0
 
     @property
@@ -88,13 +116,30 @@ class SlotTable:
         wanted = np.asarray(tokens, dtype=np.int32)
         at = self._choose(wanted)
         slot = self._slots[at]
-        self._copy_longer_prefix(at, wanted)
+        if not self._restore_longer_prefix(at, wanted):
+            self._copy_longer_prefix(at, wanted)
         keep = min(slot.n_common(wanted), len(wanted) - 1)
         if keep < slot.n and not (keep and self._memory.truncate(at, keep)):
             self._memory.clear(at)
             keep = 0
-        slot.n, slot.busy = keep, True
+        slot.n, slot.n_said, slot.busy = keep, min(slot.n_said, keep), True
         return Claim(at, keep)
+
+    def is_missed(self, wanted: Ids) -> bool:
+        """A snapshot holds so much more of `wanted` than the slots do that a claim would restore it."""
+        n = self._shelf.n_common(wanted) if self._shelf else 0
+        return n - max(slot.n_common(wanted) for slot in self._slots) >= MIN_RESTORE
+
+    def _restore_longer_prefix(self, at: int, wanted: Ids) -> bool:
+        if self._shelf is None or not self.is_missed(wanted):
+            return False
+        self._forget(at)
+        ids = self._shelf.restore(at, wanted)
+        if ids is not None:
+            slot = self._slots[at]
+            slot.n = slot.n_said = len(ids)
+            slot.ids[: slot.n] = ids
+        return ids is not None
 
     def _copy_longer_prefix(self, at: int, wanted: Ids) -> None:
         """A system prompt, or the trunk of a branch, is read once: another slot, busy or not, may hold more of it."""
@@ -103,7 +148,7 @@ class SlotTable:
         if n - slot.n_common(wanted) >= MIN_COPY:
             self._forget(at)
             self._memory.copy(source, at)
-            slot.n = self._slots[source].n
+            slot.n, slot.n_said = self._slots[source].n, self._slots[source].n_said
             slot.ids[: slot.n] = self._slots[source].ids[: slot.n]
 
     def _choose(self, wanted: Ids) -> int:
@@ -134,21 +179,40 @@ class SlotTable:
         slot = self._slots[at]
         if slot.n and self._memory.truncate(at, slot.n):
             return True
-        self._memory.clear(at)
-        slot.n = 0
+        self._forget(at)
         return False
 
-    def release(self, at: int) -> None:
+    def release(self, at: int, is_draft: bool = False) -> None:
         """The sequence is done with the slot; its tokens stay for whoever continues them."""
         slot = self._slots[at]
         assert slot.busy
         self._clock += 1
         slot.busy, slot.last_used = False, self._clock
+        if not is_draft:
+            slot.n_said = slot.n
 
     def fail(self, at: int) -> None:
         """What the slot holds is not known any more: forget it."""
         self.release(at)
         self._forget(at)
+
+    def next_unsaved(self, may_cut: bool) -> tuple[int, Ids] | None:
+        """An idle slot that a snapshot should be made of, and its tokens; each slot once after each use.
+
+        Where a draft stands behind what was said, the slot is passed over; or, with may_cut, the draft is forgotten.
+        """
+        for at, slot in enumerate(self._slots):
+            if slot.busy or slot.offered == slot.last_used or not self._gains(slot.ids[: slot.n_said]):
+                continue
+            if slot.n > slot.n_said and not (may_cut and self._memory.truncate(at, slot.n_said)):
+                continue
+            slot.n, slot.offered = slot.n_said, slot.last_used
+            return at, slot.ids[: slot.n].copy()
+        return None
+
+    def _gains(self, ids: Ids) -> bool:
+        """A snapshot of these would one day save enough that no other one does."""
+        return self._shelf is not None and len(ids) - self._shelf.n_common(ids) >= MIN_RESTORE
 
     def evict(self) -> bool:
         """Empty the idle slot that was not used for longest: a unified cache has room then. False: there is none."""
@@ -165,7 +229,7 @@ class SlotTable:
 
     def _forget(self, at: int) -> None:
         self._memory.clear(at)
-        self._slots[at].n = 0
+        self._slots[at].n = self._slots[at].n_said = 0
 
     def held(self, at: int) -> list[int]:
         """A copy of the slot's tokens."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from server.engine.prefix import Memory, SlotTable
+from server.engine.prefix import Memory, Shelf, SlotTable
 from server.engine.sequence import Sequence
 
 MAX_OVERTAKEN = 4
@@ -56,8 +56,8 @@ class Batch:
 class Scheduler:
     """Holds every accepted sequence until it is finished, aborted or failed. The engine's thread owns it."""
 
-    def __init__(self, n_slots: int, n_ctx: int, memory: Memory) -> None:
-        self.slots = SlotTable(n_slots, n_ctx, memory)
+    def __init__(self, n_slots: int, n_ctx: int, memory: Memory, shelf: Shelf | None = None) -> None:
+        self.slots = SlotTable(n_slots, n_ctx, memory, shelf)
         self.waiting: list[Sequence] = []
         self.drafts: list[Sequence] = []
         """Drafts that wait: they run while nothing else does, and give way at once."""
@@ -146,7 +146,7 @@ class Scheduler:
             if sequence in queue:
                 queue.remove(sequence)
         if sequence in self.running:
-            self.slots.release(self._leave(sequence))
+            self.slots.release(self._leave(sequence), sequence.is_draft)
 
     def fail(self, sequence: Sequence) -> None:
         """llama.cpp could not compute it: what its slot holds is unknown, so it is cleared."""
@@ -163,7 +163,7 @@ class Scheduler:
 
     def preempt(self, sequence: Sequence) -> None:
         """Give the slot back and wait again, first in line; the tokens known so far become its prompt to read."""
-        self.slots.release(self._leave(sequence))
+        self.slots.release(self._leave(sequence), sequence.is_draft)
         sequence.place(None, 0)
         (self.drafts if sequence.is_draft else self.waiting).insert(0, sequence)
 
