@@ -1,0 +1,1 @@
+"""How models/demo was made: phrases -> data -> vocab -> net -> export -> measure."""
