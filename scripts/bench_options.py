@@ -42,8 +42,8 @@ def _add_sides(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--box", nargs=2, type=Path, metavar=("OURS", "THEIRS"), help="also: each with the file that is usual for it"
     )
-    names = "; ".join(f"{scenario.name}: {scenario.about}" for scenario in SCENARIOS.values())
-    group.add_argument("--scenario", nargs="+", metavar="NAME", help=f"only some of: {names}")
+    names = ", ".join(f"{scenario.name} ({scenario.about})" for scenario in SCENARIOS.values())
+    group.add_argument("--scenario", nargs="+", metavar="NAME", help=f"only some of them: {names}")
 
 
 def _add_numbers(group: argparse._ArgumentGroup) -> None:

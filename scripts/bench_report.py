@@ -16,6 +16,10 @@ class Figure:
     label: str
     decimals: int = 0
 
+    @property
+    def more_is_better(self) -> bool:
+        return self.key.endswith("tok_s") or self.key == "goes_on"
+
 
 FIGURES = [
     Figure("load_s", "load, seconds", 2),

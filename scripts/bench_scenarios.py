@@ -202,10 +202,10 @@ def _kill(side: Side, folder: Path, sizes: Sizes) -> Figures:
 SCENARIOS = {
     scenario.name: scenario
     for scenario in [
-        Scenario("one", "one stream; a short prompt's first token; reading a long prompt", _as_guest(_one), n_rows=1),
+        Scenario("one", "one stream, a short prompt's first token, reading a long prompt", _as_guest(_one), n_rows=1),
         Scenario("together", "8 streams at once", _as_guest(_together), n_rows=8),
         Scenario("warm", "the next message of a long chat", _as_guest(_warm)),
-        Scenario("typing", "the same, its draft read during a pause", _as_guest(_typing)),
+        Scenario("typing", "the same, with its draft read during a pause in typing", _as_guest(_typing)),
         Scenario("newcomer", "a long prompt arrives beside a running stream", _as_guest(_newcomer)),
         Scenario("restart", "the next message after a restart", _restart, can=lambda side: side.can_restart),
         Scenario("cancel", "a client leaves inside a long prompt", _as_guest(_cancel)),

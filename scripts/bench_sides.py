@@ -58,7 +58,9 @@ def remote(url: str, name: str = "") -> Side:
     except ValueError:
         port = 0
     if address.scheme != "http" or not address.hostname or not port:
-        raise UsageError(f"{url!r} is no address of a server: give one like http://127.0.0.1:8080.")
+        raise UsageError(
+            f"{url!r} is no address of a server: give one like http://127.0.0.1:8080 (https is not spoken)."
+        )
     base = url.rstrip("/").removesuffix("/v1").rstrip("/")
     client = Client(base, _model(base))
     try:
@@ -74,7 +76,7 @@ def _model(url: str) -> str:
     try:
         status, body = bench_client.get(url, "/v1/models")
     except OSError as error:
-        raise UsageError(f"{url}: nobody answers there ({error}): start that server first.") from None
+        raise UsageError(f"{url}: nobody answers there ({error.strerror or error}): start that server first.") from None
     except http.client.HTTPException:
         raise UsageError(f"{url}: what answers there speaks no HTTP.") from None
     try:

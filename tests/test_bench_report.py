@@ -121,6 +121,13 @@ class TestPlot:
     def test_only_what_two_sides_have_is_drawn(self) -> None:
         assert len(self.bars(ours={"decode_tok_s": 1.0, "lost_s": 0.1}, peer={"decode_tok_s": 1.0})) == 2
 
+    def test_it_says_which_way_is_better(self) -> None:
+        both = {"ours": {"warm_s": 0.2, "decode_tok_s": 30.0}, "peer": {"warm_s": 0.4, "decode_tok_s": 20.0}}
+        chart = bench_plot.svg("title", results(**both))
+        places = [chart.index(f">{text}<") for text in ("More is better", "one stream, tokens/s", "Less is better")]
+        assert places == sorted(places) and chart.index("next message of a long chat") > places[-1]
+        assert "Less is better" not in bench_plot.svg("title", results(ours={"decode_tok_s": 1.0}))
+
     def test_nothing_is_not_divided_by(self) -> None:
         assert self.bars(ours={"cancel_cpu_s": 0.0}, peer={"cancel_cpu_s": 0.0}) == [1.0, 1.0]
 
