@@ -11,7 +11,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,16 +43,16 @@ class Page:
         self.cookie = (reply.getheader("Set-Cookie") or "").partition(";")[0]
         return f"/answers/{json.loads(answer)['answer']}/events"
 
-    def events(self, path: str) -> tuple[socket.socket, http.client.HTTPResponse]:
-        """The open stream of an answer; whoever gets the socket closes it."""
-        return self._request("GET", path)
+    def events(self, path: str, last_id: str = "") -> tuple[socket.socket, http.client.HTTPResponse]:
+        """The open stream of an answer, after the event last_id; whoever gets the socket closes it."""
+        return self._request("GET", path, headers={"Last-Event-ID": last_id} if last_id else {})
 
     def _request(
-        self, method: str, path: str, body: str | None = None
+        self, method: str, path: str, body: str | None = None, headers: Mapping[str, str] | None = None
     ) -> tuple[socket.socket, http.client.HTTPResponse]:
         address = self._address
         connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=60.0)
-        headers = {"Cookie": self.cookie} if self.cookie else {}
+        headers = {**(headers or {}), **({"Cookie": self.cookie} if self.cookie else {})}
         headers |= {"Content-Type": "application/json"} if body else {}
         connection.request(method, path, body, headers)
         return connection.sock, connection.getresponse()
@@ -60,36 +60,43 @@ class Page:
 
 @dataclass
 class Seen:
-    """What a reader of an answer has on the screen: each piece with the time when it came, and how the answer ended."""
+    """What a reader of an answer has on the screen, each piece with the time when it came, as EventSource keeps it."""
 
     pieces: list[tuple[float, str]] = field(default_factory=list)
+    last_id: str = ""
+    kept: str | None = None
+    """The text of the first reset: what the server still knew when this reader came back."""
     ended: str = ""
 
     def read(self, lines: Iterable[bytes]) -> None:
         """Follow the events of an answer to their end, or to the connection's."""
-        for event, data in _events(lines):
+        for event, id, data in _events(lines):
+            self.last_id = id
             if event == "end":
                 self.ended = str(data["status"])
                 return
             if event == "reset":
                 self.pieces.clear()
-            if "text" in data:
-                self.pieces.append((time.perf_counter(), data["text"]))
+                self.kept = data["text"] if self.kept is None else self.kept
+            self.pieces.append((time.perf_counter(), data["text"]))
 
     @property
     def text(self) -> str:
         return "".join(text for _, text in self.pieces)
 
 
-def _events(lines: Iterable[bytes]) -> Iterator[tuple[str, dict[str, Any]]]:
-    event = ""
+def _events(lines: Iterable[bytes]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """(event, id, data) of each."""
+    event = id = ""
     try:
         for line in lines:
             name, _, value = line.rstrip(b"\r\n").partition(b": ")
             if name == b"event":
                 event = value.decode()
+            elif name == b"id":
+                id = value.decode()
             elif name == b"data":
-                yield event, json.loads(value)
+                yield event, id, json.loads(value)
     except (OSError, ValueError, http.client.HTTPException):
         return  # the server is gone, or we hung up
 
@@ -110,21 +117,24 @@ def kill_and_come_back(side: Side, folder: Path, kill_s: float) -> dict[str, flo
 
     lost_s: seconds of its text that are gone. goes_on: 1.0 if the answer was continued, 0.0 if it stays broken off.
     """
+    seen, again = Seen(), Seen()
     with side.running(folder) as server:
         page = Page(server.client.url)
         path = page.ask(f"Tell a long story about the number {bench_client.digits(8)}.")
-        seen = _watch(page, path, kill_s, kill=server.pid)
+        _watch(seen, page, path, kill_s, kill=server.pid)
     with side.running(folder) as server:
-        again = _watch(Page(server.client.url, page.cookie), path, kill_s)
-    kept = again.pieces[0][1] if again.pieces else ""
-    goes_on = len(again.text) > len(kept) and again.ended != "interrupted"
+        _watch(again, Page(server.client.url, page.cookie), path, kill_s, last_id=seen.last_id)
+    # Without a reset the stream goes on where this reader was.
+    kept, n_new = (
+        (seen.text, len(again.text)) if again.kept is None else (again.kept, len(again.text) - len(again.kept))
+    )
+    goes_on = (n_new > 0 and again.ended != "interrupted") or seen.ended == "done"
     return {"lost_s": lost_seconds(seen.pieces, kept), "goes_on": float(goes_on)}
 
 
-def _watch(page: Page, path: str, seconds: float, kill: int | None = None) -> Seen:
+def _watch(seen: Seen, page: Page, path: str, seconds: float, *, last_id: str = "", kill: int | None = None) -> None:
     """Read an answer until it ends or `seconds` are over; then kill that process, or hang up."""
-    seen = Seen()
-    wire, reply = page.events(path)
+    wire, reply = page.events(path, last_id)
     reader = threading.Thread(target=seen.read, args=(reply,))
     reader.start()
     reader.join(seconds)
@@ -136,4 +146,3 @@ def _watch(page: Page, path: str, seconds: float, kill: int | None = None) -> Se
     reader.join()
     reply.close()
     wire.close()
-    return seen

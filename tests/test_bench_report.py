@@ -159,4 +159,4 @@ class TestLost:
             b': ping\n\nevent: delta\nid: 2\ndata: {"text":"c"}\n\nevent: end\nid: 3\ndata: {"status":"done"}\n\n'
         )
         seen.read(stream.splitlines(keepends=True))
-        assert (seen.text, seen.ended) == ("bc", "done")
+        assert (seen.text, seen.kept, seen.last_id, seen.ended) == ("bc", "b", "3", "done")
