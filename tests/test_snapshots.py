@@ -17,7 +17,7 @@ from server.engine.archive import Archive
 from server.engine.engine import Engine
 from server.engine.llama import Context, Model
 from server.engine.loader import open_engine
-from server.engine.prefix import MIN_RESTORE, Ids, SlotTable, n_common
+from server.engine.prefix import MIN_RESTORE, SLIGHT, Ids, SlotTable, n_common
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Sequence
 from server.engine.snapshots import Snapshots
@@ -78,6 +78,14 @@ def test_a_snapshot_is_restored_where_it_saves_enough() -> None:
     assert use(slots, memory, [*range(MIN_RESTORE - 1), 5]) == 0, "reading so few is quicker"
 
 
+def test_a_restore_throws_no_other_conversation_out_while_a_slot_is_empty() -> None:
+    slots, memory, shelf = table()
+    shelf.saved = [ids(range(100), range(500, 600)), ids(range(100), range(700, 800))]
+    assert use(slots, memory, [*range(100), *range(500, 600), 1]) == 200
+    assert use(slots, memory, [*range(100), *range(700, 800), 1]) == 200
+    assert sorted(map(len, memory.tokens)) == [201, 201]
+
+
 def test_a_snapshot_that_can_not_be_loaded_is_read_anew() -> None:
     slots, memory, shelf = table()
     shelf.saved, shelf.is_broken = [ids(range(200))], True
@@ -112,9 +120,11 @@ def test_a_draft_is_not_written_to_disk() -> None:
     use(slots, memory, [*range(100)])
     use(slots, memory, [*range(180)], is_draft=True)
     assert slots.next_unsaved(False) is None
-    found = slots.next_unsaved(True)
-    assert found and found[1].tolist() == [*range(100)]
-    slots.check_integrity()
+    for n_draft, may_cut in ((180, True), (100 + SLIGHT, False)):
+        use(slots, memory, [*range(n_draft)], is_draft=True)
+        found = slots.next_unsaved(may_cut)
+        assert found and found[1].tolist() == [*range(100)]
+        slots.check_integrity()
 
 
 def test_a_busy_slot_is_left_alone() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import mmap
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -211,11 +212,12 @@ class Context:
 
     def save(self, slot: int) -> memoryview:
         """All that the slot holds, as load() of a context with the same kv_format takes it."""
-        data = np.empty(int(llama_cpp.llama_state_seq_get_size(self._ctx, slot)), dtype=np.uint8)
+        size = int(llama_cpp.llama_state_seq_get_size(self._ctx, slot))  # malloc would keep the 15 MB or more
+        data = np.frombuffer(mmap.mmap(-1, size, mmap.MAP_PRIVATE), dtype=np.uint8)
         n = llama_cpp.llama_state_seq_get_data(self._ctx, data.ctypes.data_as(_BYTES), len(data), slot)
         return data[:n].data
 
-    def load(self, slot: int, data: bytes | memoryview) -> bool:
+    def load(self, slot: int, data: bytes | memoryview | mmap.mmap) -> bool:
         """False: the slot is empty. Only bytes that save() gave: llama.cpp ends the process over others."""
         pointer = np.frombuffer(data, dtype=np.uint8).ctypes.data_as(_BYTES)
         if llama_cpp.llama_state_seq_set_data(self._ctx, pointer, len(data), slot):

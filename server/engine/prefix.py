@@ -20,6 +20,9 @@ MIN_COPY = 16
 MIN_RESTORE = 64
 """Tokens that a snapshot must save: 1,250 tokens are restored in the time of reading ten here."""
 
+SLIGHT = 8
+"""Tokens that are soon read again: what stands between an answer and the next question, say."""
+
 Ids = npt.NDArray[np.int32]
 
 
@@ -114,7 +117,7 @@ class SlotTable:
         whoever claims must release or fail it.
         """
         wanted = np.asarray(tokens, dtype=np.int32)
-        at = self._choose(wanted)
+        at = self._longest_unused() if self.is_missed(wanted) else self._choose(wanted)
         slot = self._slots[at]
         if not self._restore_longer_prefix(at, wanted):
             self._copy_longer_prefix(at, wanted)
@@ -158,11 +161,13 @@ class SlotTable:
         than a system prompt must not throw each other out while another slot is free.
         """
         free = [(at, slot, slot.n_common(wanted)) for at, slot in enumerate(self._slots) if not slot.busy]
-        assert free, "claim without a free slot"
         same = [(n, at) for at, slot, n in free if n and 2 * n >= slot.n]
-        if same:
-            return max(same)[1]
-        return min(free, key=lambda entry: (entry[1].n > 0, entry[1].last_used))[0]
+        return max(same)[1] if same else self._longest_unused()
+
+    def _longest_unused(self) -> int:
+        free = [(slot.n > 0, slot.last_used, at) for at, slot in enumerate(self._slots) if not slot.busy]
+        assert free, "claim without a free slot"
+        return min(free)[2]
 
     def extend(self, at: int, tokens: Tokens[int], n_more: int = 0) -> None:
         """`tokens` were evaluated in this busy slot, behind what it held, and n_more that are forgotten again."""
@@ -199,12 +204,13 @@ class SlotTable:
     def next_unsaved(self, may_cut: bool) -> tuple[int, Ids] | None:
         """An idle slot that a snapshot should be made of, and its tokens; each slot once after each use.
 
-        Where a draft stands behind what was said, the slot is passed over; or, with may_cut, the draft is forgotten.
+        A draft behind what was said is forgotten if it is slight or with may_cut, else the slot is passed over.
         """
         for at, slot in enumerate(self._slots):
             if slot.busy or slot.offered == slot.last_used or not self._gains(slot.ids[: slot.n_said]):
                 continue
-            if slot.n > slot.n_said and not (may_cut and self._memory.truncate(at, slot.n_said)):
+            is_slight = slot.n - slot.n_said <= SLIGHT
+            if slot.n > slot.n_said and not ((may_cut or is_slight) and self._memory.truncate(at, slot.n_said)):
                 continue
             slot.n, slot.offered = slot.n_said, slot.last_used
             return at, slot.ids[: slot.n].copy()

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import mmap
 import os
 import threading
 import time
@@ -46,7 +47,7 @@ class Savable(Protocol):
         """All that the slot holds."""
         ...
 
-    def load(self, slot: int, data: bytes) -> bool:
+    def load(self, slot: int, data: mmap.mmap) -> bool:
         """The slot holds what save() gave; False: it could not be had, and the slot is empty."""
         ...
 
@@ -153,7 +154,10 @@ class Snapshots:
         if self._archive is None or found is None:
             return False
         slot, ids = found
-        self._start(self._archive.write, ids, self._memory.save(slot))
+        try:
+            self._start(self._archive.write, ids, self._memory.save(slot))
+        except (MemoryError, OSError, RuntimeError) as error:
+            log.warning("no memory to save a conversation (%s); the next one may find some", error)
         return True
 
 
