@@ -18,9 +18,9 @@ from starlette.concurrency import run_in_threadpool
 from server.chat import Chat, ChatMessage
 from server.engine.engine import Engine, Handle
 from server.engine.sequence import Event, Finished, TextDelta, Usage
-from server.errors import Conflict, InvalidRequest, ShuttingDown, SparrowError
+from server.errors import Conflict, InvalidRequest, ShuttingDown, SparrowError, StoreFailed
 from server.records import Ending, Exchange, Failure, Message, Status
-from server.store import Store, StoreFailed
+from server.store import Store
 from server.streams import EventLog, Streams
 
 log = logging.getLogger("sparrow.answers")

@@ -11,7 +11,8 @@ SparrowError
 ├── TooLarge              413  the body is larger than the server reads
 ├── QueueFull             429  too many are waiting; `retry_after` says for how many seconds
 ├── EngineFailed          500  llama.cpp could not compute this batch; the others live
-└── ShuttingDown          503  the server is going down, or not up yet
+├── ShuttingDown          503  the server is going down, or not up yet
+└── StoreFailed           507  the database could not be read or written; the message names the file
 """
 
 from __future__ import annotations
@@ -99,3 +100,8 @@ class EngineFailed(SparrowError):
 class ShuttingDown(SparrowError):
     status = 503
     code = "shutting_down"
+
+
+class StoreFailed(SparrowError):
+    status = 507
+    code = "store_failed"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from server import records
-from server.errors import SparrowError, UsageError
+from server.errors import StoreFailed, UsageError
 from server.migrations import migrate
 from server.records import Conversation, Ending, Exchange, Message
 
@@ -26,13 +26,6 @@ N_READERS = 2
 
 BUSY_S = 10.0
 """Seconds to wait for another process that holds the file (a backup, an sqlite3 shell)."""
-
-
-class StoreFailed(SparrowError):
-    """The database could not be read or written while the server runs; the message names the file."""
-
-    status = 507
-    code = "store_failed"
 
 
 class Store:

@@ -13,9 +13,9 @@ import pytest
 
 from server import migrations
 from server.engine.sequence import Usage
-from server.errors import NotFound, UsageError
+from server.errors import NotFound, StoreFailed, UsageError
 from server.records import MAX_TITLE, Ending, Failure, title_of
-from server.store import Store, StoreFailed
+from server.store import Store
 
 T = TypeVar("T")
 USAGE = Usage(n_prompt=12, n_completion=5, n_reused=3, queue_s=0.25, prompt_s=0.5, decode_s=1.5)
