@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import random
 import signal
 import subprocess
@@ -177,6 +178,20 @@ def test_two_processes_share_a_folder(tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in files(tmp_path)) <= QUOTA + 151_000, "one may be over by its last write"
     store = archive(tmp_path)
     assert any(read(store, ids(range(1000 * n, 1000 * n + 70))) for n in range(12))
+
+
+def test_a_file_that_is_being_written_is_not_swept_by_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, swept = archive(tmp_path), list[bool]()
+
+    def while_another_starts(_descriptor: int) -> None:
+        archive(tmp_path)
+        swept.append(not list(tmp_path.glob("*.tmp")))
+
+    monkeypatch.setattr(os, "fsync", while_another_starts)
+    store.write(ids(range(100)), memoryview(payload(1)))
+    assert swept == [False] and read(store, ids(range(100))) == payload(1)
 
 
 def test_kill_9_during_a_write_leaves_no_half_file(tmp_path: Path) -> None:

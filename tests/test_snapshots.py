@@ -145,9 +145,11 @@ def exact_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
     model.close()
 
 
-def opened(memory: Context | FakeMemory, folder: Path, model: Path, quota: int = 10**8) -> Snapshots:
+def opened(
+    memory: Context | FakeMemory, folder: Path, model: Path, quota: int = 10**8, settings: str = "f32"
+) -> Snapshots:
     """Snapshots with their index read; the first time that hashes the model."""
-    made = Snapshots(memory, folder, model, "f32", N_EXACT, quota)  # type: ignore[arg-type]
+    made = Snapshots(memory, folder, model, settings, N_EXACT, quota)  # type: ignore[arg-type]
     made.start()
     if made._job:
         made._job.join()
@@ -211,7 +213,7 @@ def test_what_llama_cpp_refuses_is_deleted_and_the_slot_is_empty(exact_model: Mo
     context.close()
 
 
-def test_the_models_hash_is_known_at_the_second_start_and_another_model_is_another_key(tmp_path: Path) -> None:
+def test_the_hash_is_known_at_the_second_start_and_another_model_or_setting_is_another_key(tmp_path: Path) -> None:
     folder, path = tmp_path / "kv", write_tiny_model(tmp_path / "m.gguf", seed=1)
     memory = FakeMemory(1)
     first = opened(memory, folder, path)
@@ -219,6 +221,8 @@ def test_the_models_hash_is_known_at_the_second_start_and_another_model_is_anoth
     first._archive.write(ids(range(100)), memoryview(payload(1)))
     second = opened(memory, folder, path)
     assert second._job is None and second.n_common(ids(range(100))) == 100
+    assert opened(memory, folder, path, settings="f16").n_common(ids(range(100))) == 0 and not files(folder)
+    second._archive.write(ids(range(100)), memoryview(payload(1)))  # type: ignore[union-attr]
     write_tiny_model(path, seed=2)
     assert opened(memory, folder, path).n_common(ids(range(100))) == 0 and not files(folder)
     (folder / "model-hash.json").write_text('{"hash": 5')
@@ -281,6 +285,30 @@ def test_an_idle_server_writes_each_conversation_once(tiny_path: Path, tmp_path:
     time.sleep(0.5)
     engine.close()
     assert stamps(tmp_path) == before
+
+
+@pytest.mark.usefixtures("quick")
+def test_nothing_is_saved_while_anybody_waits(tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Conversations come and go for seconds; the first pause saves those that are still there."""
+    engine, rng = started(tiny_path, tmp_path), random.Random(4)
+    save, at_work = engine._context.save, list[bool]()
+
+    def watching(slot: int) -> memoryview:
+        at_work.append(engine.scheduler.has_work)
+        return save(slot)
+
+    monkeypatch.setattr(engine._context, "save", watching)
+    live = [ask(engine, f"{n}" * 90) for n in range(2)]
+    for _ in range(40):
+        live.append(ask(engine, rng.choice("abc") * 90, replace(GREEDY, max_tokens=rng.randint(1, 30))))
+        live.pop(0).wait()
+    for reader in live:
+        reader.wait()
+    deadline = time.monotonic() + 10
+    while not files(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    engine.close()
+    assert at_work and not any(at_work)
 
 
 def test_the_servers_end_saves_and_the_next_start_restores(tiny_path: Path, tmp_path: Path) -> None:
