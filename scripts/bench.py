@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import time
 from collections import defaultdict
@@ -24,7 +25,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import bootstrap
 
@@ -51,7 +51,7 @@ from tqdm import tqdm
 from server import gguf_file
 from server.engine import quantizer
 from server.engine.loader import n_cores
-from server.settings import Settings
+from server.errors import UsageError
 
 BUSY = 0.05  # share of all cores; above it somebody else computes here
 
@@ -92,18 +92,17 @@ class Bench:
         return int(self.given.threads) or n_cores()
 
     def measure(self) -> tuple[Samples, list[float]]:
-        """All figures, and how busy others kept the CPU before each run (shares of all cores)."""
+        """All figures, and how busy others kept the CPU before each step (shares of all cores)."""
         samples: Samples = {side.name: defaultdict(list) for side in self.sides}
         busy: list[float] = []
-        steps = [list(self._steps(run)) for run in range(self.given.runs)]
-        with tqdm(total=sum(map(len, steps)), desc="Measuring", unit="step", disable=None) as bar:
-            for run, steps_of_run in enumerate(steps, 1):
-                busy.append(_others(bar))
-                for name, scenario in steps_of_run:
-                    _say(bar, f"run {run} of {len(steps)}: {scenario.name}, {name}")
-                    for key, value in self._figures(name, scenario).items():
-                        samples.setdefault(name, defaultdict(list))[key].append(value)
-                    bar.update()
+        steps = [step for run in range(self.given.runs) for step in self._steps(run)]
+        with tqdm(total=len(steps), desc="Measuring", unit="step", disable=None) as bar:
+            for at, (name, scenario) in enumerate(steps, 1):
+                busy.append(bench_machine.busy_share(0.2) or 0.0)
+                _say(bar, f"{at} of {len(steps)}: {scenario.name}, {name}", busy)
+                for key, value in self._figures(name, scenario, bar).items():
+                    samples.setdefault(name, defaultdict(list))[key].append(value)
+                bar.update()
         return samples, busy
 
     def _steps(self, run: int) -> Iterator[tuple[str, Scenario]]:
@@ -114,9 +113,20 @@ class Bench:
                 names.insert(1, RAW)
             yield from ((name, scenario) for name in (names if run % 2 == 0 else reversed(names)))
 
-    def _figures(self, name: str, scenario: Scenario) -> Figures:
-        if name != RAW:
-            return scenario.run(next(side for side in self.sides if side.name == name), self.sizes)
+    def _figures(self, name: str, scenario: Scenario, bar: tqdm[None]) -> Figures:
+        if name == RAW:
+            return self._raw_figures(scenario)
+        side = next(side for side in self.sides if side.name == name)
+        try:
+            return scenario.run(side, self.sizes)
+        except UsageError as error:
+            if name == OURS or side.can_restart:
+                raise
+            # A server that we know nothing of may not do all that is asked; the rest of its figures still counts.
+            bar.write(f"{scenario.name} can't be measured there: {error.message}", file=sys.stderr)
+            return {}
+
+    def _raw_figures(self, scenario: Scenario) -> Figures:
         given, sizes = self.given, self.sizes
         n_rows = sizes.n_streams if scenario.n_rows > 1 else 1
         lengths = {"n_prompt": sizes.n_short, "n_long": sizes.n_long, "n_tokens": sizes.n_tokens, "n_rows": n_rows}
@@ -125,37 +135,27 @@ class Bench:
 
     def report(self, samples: Samples, busy: list[float]) -> list[bench_report.Promise]:
         """Print everything; the promises are returned."""
-        given, results, when = self.given, bench_report.spreads(samples), datetime.now(timezone.utc)
-        is_default = given.ctx * given.slots == Settings().ctx * Settings().slots and given.quant in (
-            None,
-            DEFAULT_QUANT,
-        )
-        promises = bench_targets.promises(results, as_served=given.standin and is_default)
+        results, when = bench_report.spreads(samples), datetime.now(timezone.utc)
+        promises = bench_targets.promises(results, as_served=bench_options.is_as_served(self.given))
         limits = bench_targets.limits(results, bench_machine.bandwidth(self.n_threads), self._n_weight_bytes())
-        title = f"{self.model.name if self.model else given.url}, {when:%Y-%m-%d}"
-        machine, run = bench_machine.describe(), self._run(busy)
+        name = self.model.name if self.model else str(self.given.url)
+        title, machine, run = f"{name}, {when:%Y-%m-%d}", bench_machine.describe(), self._run(busy)
         print(f"\n{title}", _in_words(machine, run), bench_report.table(samples), sep="\n", end="\n\n")
         print(bench_targets.show_limits(limits), *promises, sep="\n", end="\n\n")
-        if given.plot:
-            given.plot.write_text(bench_plot.svg(title, results), encoding="utf-8")
-        report: dict[str, Any] = {
-            "model": self.model.name if self.model else None,
-            "date": when.isoformat("T", "seconds"),
-        }
-        report |= {"machine": machine, "run": run, "results": bench_report.as_json(results), "limits": limits}
+        if self.given.plot:
+            self.given.plot.write_text(bench_plot.svg(title, results), encoding="utf-8")
+        report = {"model": name, "date": when.isoformat(timespec="seconds"), "machine": machine, "run": run}
+        report |= {"results": bench_report.as_json(results), "limits": limits}
         report["promises"] = {promise.text: promise.is_kept for promise in promises}
         print(json.dumps(report, ensure_ascii=False))
         return promises
 
-    def _run(self, busy: list[float]) -> dict[str, Any]:
-        sizes = {f"n_{name}": getattr(self.sizes, f"n_{name}") for name in ("short", "long", "history", "newcomer")}
-        run = {
-            "n_tokens": self.sizes.n_tokens,
-            "runs": self.given.runs,
-            "ctx": self.given.ctx,
-            "slots": self.given.slots,
-        }
-        return {**sizes, **run, "n_threads": self.n_threads, "others_busy": max(busy, default=None)}
+    def _run(self, busy: list[float]) -> dict[str, float]:
+        """What a figure depends on besides the machine and the model."""
+        lengths = {f"n_{name}": getattr(self.sizes, f"n_{name}") for name in ("short", "long", "history", "newcomer")}
+        chosen = {name: getattr(self.given, name) for name in ("runs", "ctx", "slots")}
+        others = {"others_busy": statistics.median(busy or [0.0]), "others_busy_most": max(busy, default=0.0)}
+        return {**lengths, "n_tokens": self.sizes.n_tokens, **chosen, "n_threads": self.n_threads, **others}
 
     def _n_weight_bytes(self) -> int | None:
         """What one step reads: all but the embeddings, of which it takes a row, unless they are the output's too."""
@@ -200,29 +200,22 @@ def _started(given: argparse.Namespace, model: Path | None) -> Iterator[Side]:
         yield Side(PEER, programs)
 
 
-def _others(bar: tqdm[None]) -> float:
-    """How busy others keep this CPU while all sides are idle; said aloud where that spoils the figures."""
-    busy = bench_machine.busy_share() or 0.0
-    if busy > BUSY:
-        bar.write(f"Others keep {busy:.0%} of this CPU busy: the figures will be worse than it can.", file=sys.stderr)
-    return busy
-
-
-def _say(bar: tqdm[None], step: str) -> None:
-    """Progress on stderr: beside the bar, or as lines where stderr is no terminal."""
+def _say(bar: tqdm[None], step: str, busy: list[float]) -> None:
+    """Progress on stderr, beside the bar or as lines where stderr is no terminal; the first busy neighbour too."""
+    if busy[-1] > BUSY and max(busy[:-1], default=0.0) <= BUSY:
+        bar.write(f"Others keep {busy[-1]:.0%} of this CPU busy: the figures will be worse than it can.", sys.stderr)
     if bar.disable:
         print(f"[{time.strftime('%H:%M:%S')}] {step}", file=sys.stderr, flush=True)
     bar.set_postfix_str(step)
 
 
-def _in_words(machine: dict[str, str | int], run: dict[str, Any]) -> str:
-    return (
-        "{cpu}, {n_cores} cores, {memory_mb:,} MB, {system}, llama-cpp-python {llama_cpp_python}\n".format(**machine)
-        + "CPU threads: {n_threads}; {slots} slots of {ctx:,} tokens; {runs} runs: median (least–greatest); ".format(
-            **run
-        )
-        + f"others kept at most {run['others_busy']:.0%} of the CPU busy\n"
-    )
+def _in_words(machine: dict[str, str | int], run: dict[str, float]) -> str:
+    lines = [
+        "{cpu}, {n_cores} cores, {memory_mb:,} MB, {system}, llama-cpp-python {llama_cpp_python}".format(**machine),
+        "CPU threads: {n_threads}; {slots} slots of {ctx:,} tokens; {runs} runs: median (least–greatest)".format(**run),
+        "Others kept {others_busy:.0%} of the CPU busy in between, at most {others_busy_most:.0%}".format(**run),
+    ]
+    return "\n".join([*lines, ""])
 
 
 if __name__ == "__main__":

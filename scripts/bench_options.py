@@ -10,6 +10,7 @@ import console
 from bench_scenarios import SCENARIOS, Sizes
 
 from server.errors import UsageError
+from server.settings import Settings
 
 DEFAULT_QUANT = "IQ4_NL"
 N_CTX, N_SLOTS = 2048, 8
@@ -80,6 +81,13 @@ def _check(given: argparse.Namespace) -> None:
         raise UsageError(f"--plot {given.plot}: the chart is an SVG; give a name that ends in .svg.")
     if given.plot and not given.plot.parent.is_dir():
         raise UsageError(f"--plot {given.plot}: there is no folder {given.plot.parent}.")
+
+
+def is_as_served(given: argparse.Namespace) -> bool:
+    """What is measured is Qwen's shapes in the quant and with the memory that serve.py takes when nothing is chosen."""
+    usual = Settings()
+    has_usual_memory = given.ctx * given.slots == usual.ctx * usual.slots
+    return bool(given.standin and has_usual_memory and (given.quant or DEFAULT_QUANT).upper() == DEFAULT_QUANT)
 
 
 def check_fits(given: argparse.Namespace, sizes: Sizes) -> None:

@@ -178,10 +178,10 @@ def _cancel(guest: Guest) -> Figures:
 
 
 def _memory(guest: Guest) -> Figures:
-    """After the longest prompt and the most streams; a second later it is idle."""
+    """After the longest prompt and the most streams; a little later it is idle."""
     guest.chat(guest.prompt(guest.sizes.n_cancelled), 2)
     _together(guest)
-    time.sleep(1.0)
+    time.sleep(guest.sizes.pause_s)
     memory = {"peak_mb": guest.server.peak_bytes, "idle_mb": guest.server.resident_bytes}
     return {key: n_bytes / 1e6 for key, n_bytes in memory.items() if n_bytes is not None}
 

@@ -166,7 +166,7 @@ class TestBench:
             assert server.peak_bytes and server.resident_bytes and server.peak_bytes >= server.resident_bytes > 30e6
         assert not bench_client.is_healthy(server.client.url)
         report = json.loads(capsys.readouterr().out.splitlines()[-1])
-        assert set(report["results"]) == {OURS} and report["model"] is None
+        assert set(report["results"]) == {OURS} and report["model"] == flags[1]
         found = report["results"][OURS]
         assert "restart_s" not in found and "lost_s" not in found, "it can't be ended: somebody else started it"
         assert 30 < found["idle_mb"]["median"] <= found["peak_mb"]["median"]

@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import bench
 import bench_client
 import bench_sides
 import pytest
 from bench_client import Answer, Client, Stream
+from bench_scenarios import Sizes
 
 from server.errors import UsageError
 
@@ -30,14 +32,19 @@ def frames(*contents: str, usage: bool = True) -> list[bytes]:
 
 
 @contextmanager
-def answering(status: int, body: list[bytes]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A server on loopback that gives every POST this reply and lists one model; (its URL, the requests it got)."""
+def answering(
+    status: int, body: list[bytes], *, draft_status: int | None = None
+) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """A server on loopback that gives every POST this reply and lists one model; (its URL, the requests it got).
+
+    draft_status: for a request with max_tokens 0, instead of status.
+    """
     requests: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             requests.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(status)
+            self.send_response(draft_status if draft_status and not requests[-1]["max_tokens"] else status)
             self.end_headers()
             for part in body:
                 self.wfile.write(part)
@@ -131,6 +138,21 @@ class TestClient:
 
 
 class TestRemote:
+    def test_what_one_server_can_not_do_costs_its_other_figures_nothing(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        flags = ["--runs", "1", "--scenario", "warm", "typing"]
+        sizes = Sizes(n_history=40, n_message=5, pause_s=0.0)
+        with (
+            answering(200, frames(*"abcd")) as (ours, _),
+            answering(200, frames(*"abcd"), draft_status=400) as (url, _),
+        ):
+            assert bench.main(["--url", ours, "--against", url, *flags], sizes) == 0
+        out, progress = capsys.readouterr()
+        assert "typing can't be measured there: " + url + " answered 400 to max_tokens 0" in progress
+        figures = json.loads(out.splitlines()[-1])["results"]
+        assert set(figures[bench_sides.OURS]) == {"warm_s", "typing_s"} and set(figures[url[7:]]) == {"warm_s"}
+
     def test_a_server_is_known_by_its_address_and_its_model_by_the_name_that_it_lists(self) -> None:
         with answering(200, frames("a", "b")) as (url, requests):
             side = bench_sides.remote(f"{url}/v1/")
