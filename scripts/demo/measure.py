@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import llama_cpp
+from llama_cpp._logger import set_verbose
 
 from . import data, words
 from .phrases import ASK, FACTS, Fact, Lang
@@ -168,6 +169,7 @@ class Options:
 
 def measure(path: Path, options: Options) -> None:
     """Prints one line per row, language and quant: right answers of asked."""
+    set_verbose(False)  # quantizing would print a line per tensor
     with tempfile.TemporaryDirectory() as folder:
         for quant in options.quants:
             source, ftype = path, QUANTS[quant]
