@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import threading
 
 import llama_cpp
@@ -25,6 +26,9 @@ class Vocab:
         """The tokens that end an answer."""
         self.special = {self._text(int(t)): int(t) for t in silent if llama_cpp.llama_vocab_is_control(vocab, int(t))}
         """Control tokens by their text; only a chat template may write them."""
+        names = repr(sorted(self.special.items())).encode()
+        self.fingerprint = hashlib.blake2b(self._pieces + self._ends.tobytes() + names, digest_size=16).hexdigest()
+        """Ids that are kept mean something only to a vocabulary with the same one; a quantization changes nothing."""
 
     def _read_pieces(self) -> bytes:
         """All pieces in one string (a list of 151,936 bytes objects would take 8 MB more)."""
