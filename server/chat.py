@@ -83,19 +83,19 @@ class Chat:
         special = "|".join(re.escape(text) for text in sorted(tokenizer.special, key=len, reverse=True))
         self._special = re.compile(f"({special})") if special else None
 
-    def render(self, messages: Sequence[ChatMessage]) -> str:
+    def render(self, messages: Sequence[ChatMessage], *, opening: bool = True) -> str:
         """The prompt as text, special tokens in messages still broken. Raises InvalidRequest if it refuses."""
         shielded = [{"role": message.role, "content": self._shield(message.content)} for message in messages]
         try:
-            return self._template.render(messages=shielded, add_generation_prompt=True)
+            return self._template.render(messages=shielded, add_generation_prompt=opening)
         except Exception as error:  # a template is a program of a stranger: whatever it raises is about these messages
             raise InvalidRequest(
                 f"The model's chat template refuses these messages: {error}", param="messages"
             ) from None
 
-    def prompt(self, messages: Sequence[ChatMessage]) -> list[int]:
-        """Token ids of the prompt, ending where the assistant begins to speak."""
-        text = self.render(messages)
+    def prompt(self, messages: Sequence[ChatMessage], *, opening: bool = True) -> list[int]:
+        """Token ids of the prompt, ending where the assistant begins to speak, or, without the opening, before that."""
+        text = self.render(messages, opening=opening)
         parts = self._special.split(text) if self._special else [text]
         ids: list[int] = []
         for at, part in enumerate(parts):
@@ -105,19 +105,19 @@ class Chat:
                 ids.extend(self._tokenizer.tokenize(part.replace(_BREAK, "")))
         return ids
 
-    def fit(self, messages: Sequence[ChatMessage], n_ctx: int, n_reserve: int) -> Fitted:
+    def fit(self, messages: Sequence[ChatMessage], n_ctx: int, n_reserve: int, *, opening: bool = True) -> Fitted:
         """The prompt of `messages` in at most n_ctx - n_reserve tokens: the oldest whole turns go, system prompts stay.
 
         They go in steps of a third of the room, counted from the beginning of the conversation: so the prompt begins
         at the same message for several turns, and what was read of it is not read again at each of them.
         Raises ContextOverflow when not even the last turn fits.
         """
-        tokens = self.prompt(messages)
+        tokens = self.prompt(messages, opening=opening)
         room = n_ctx - n_reserve
         if len(tokens) <= room:
             return Fitted(tokens, 0)
         for kept in self._shorter(messages, max(1, room // 3)):
-            tokens = self.prompt(kept)
+            tokens = self.prompt(kept, opening=opening)
             if len(tokens) <= room:
                 return Fitted(tokens, len(messages) - len(kept))
         raise ContextOverflow(len(tokens), n_ctx)
