@@ -82,7 +82,8 @@ class Promise:
         return self.value >= self.limit if self.kind == "least" else self.value <= self.limit
 
     def __str__(self) -> str:
-        return f"{'OK   ' if self.is_kept else 'SHORT'}  {self.text}: {f'{self.value:,.2f}'.removesuffix('.00')}"
+        decimals = 3 if 0 < self.value < 0.1 else 2
+        return f"{'OK   ' if self.is_kept else 'SHORT'}  {self.text}: {self.value:,.{decimals}f}"
 
 
 def spreads(samples: Samples) -> dict[str, dict[str, Spread]]:

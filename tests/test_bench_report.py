@@ -70,6 +70,9 @@ class TestReport:
         assert promise.is_kept is is_kept
         assert str(promise).startswith("OK" if is_kept else "SHORT")
 
+    def test_a_small_value_is_not_shown_as_nothing(self) -> None:
+        assert str(Promise("first token", 0.0043, 0.09, "most")) == "OK     first token: 0.004"
+
 
 def results(**sides: dict[str, float]) -> dict[str, dict[str, Spread]]:
     names = {"ours": OURS, "raw": RAW, "peer": PEER}
@@ -81,7 +84,7 @@ class TestTargets:
         found = results(ours={"decode_tok_s": 30.0, "warm_s": 0.2}, raw={"decode_tok_s": 40.0}, peer={"warm_s": 0.2})
         assert list(map(str, bench_targets.promises(found, as_served=False))) == [
             "SHORT  one stream, tokens/s: at least 0.97 × llama_decode alone: 0.75",
-            "OK     next message of a long chat: first token, s: at most 1.00 × llama-server: 1",
+            "OK     next message of a long chat: first token, s: at most 1.00 × llama-server: 1.00",
         ]
 
     def test_one_without_a_side_is_in_the_figures_unit(self) -> None:
