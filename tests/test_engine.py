@@ -15,6 +15,7 @@ from server.chat import Chat, ChatMessage
 from server.engine.engine import MAX_WAITING, Engine
 from server.engine.llama import DecodeStatus, SamplerChain
 from server.engine.loader import open_engine
+from server.engine.request import Request
 from server.engine.sampling import SamplingParams
 from server.engine.scheduler import Batch
 from server.engine.sequence import Event, Finished, TextDelta
@@ -298,3 +299,13 @@ def test_two_hundred_requests_with_cancels_end_once_each(engine: Engine) -> None
             assert len(reader.text) == len(alone[text].text)
     assert not engine.scheduler.has_work
     engine.scheduler.check_integrity()
+
+
+def test_guesses_and_a_prompt_fit_into_one_step(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A prompt is read beside an answer that is guessed at: the rows of both are no more than a batch has."""
+    monkeypatch.setattr(Request, "guesses", lambda _self, n_most: [1] * n_most)
+    monkeypatch.setattr(engine._pace, "_budget_s", 1000.0)
+    reader = ask(engine, "x", replace(GREEDY, max_tokens=200))
+    reader.next()
+    assert ask(engine, "y" * 250, replace(GREEDY, max_tokens=1)).wait().reason == "length"
+    assert reader.wait().reason == "length"

@@ -185,7 +185,7 @@ class Engine:
     def step(self) -> None:
         """One batch: schedule, compute, choose tokens, hand out text."""
         self._guess()
-        batch = self.scheduler.schedule(self._pace.n_prefill(self.scheduler.n_decoding))
+        batch = self.scheduler.schedule(self._pace.n_prefill(self.scheduler.n_decode_rows))
         self._mark_started(batch)
         status = self._compute(batch)
         if status is not DecodeStatus.OK:

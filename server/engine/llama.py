@@ -165,7 +165,7 @@ class Context:
 
     def decode(self, batch: Batch) -> DecodeStatus:
         """Compute the batch (at most n_batch tokens). Logits of its sampled rows are valid until the next decode."""
-        assert batch.n_logits <= self._n_outputs, "llama.cpp would abort the process"
+        assert batch.n_tokens <= self.n_batch and batch.n_logits <= self._n_outputs, "llama.cpp would abort the process"
         self._fill(batch)
         code = llama_cpp.llama_decode(self._ctx, self._batch)
         return DecodeStatus(code) if code in (0, 1, 2) else DecodeStatus.FAILED

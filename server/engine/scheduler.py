@@ -72,6 +72,11 @@ class Scheduler:
         """Sequences whose readers wait for the next token: while there are any, a step should be short."""
         return sum(sequence.is_decoding for sequence in self.running)
 
+    @property
+    def n_decode_rows(self) -> int:
+        """Rows that they take in the next step, with their guesses; prompts share the others."""
+        return sum(1 + len(sequence.guesses) for sequence in self.running if sequence.is_decoding)
+
     def add(self, sequence: Sequence) -> None:
         (self.drafts if sequence.is_draft else self.waiting).append(sequence)
 
