@@ -197,7 +197,7 @@ class Engine:
         self._finish_drafts(batch)
 
     def _compute(self, batch: Batch) -> DecodeStatus:
-        n_decode, began = self.scheduler.n_decoding, time.monotonic()
+        n_decode, began = self.scheduler.n_decode_rows, time.monotonic()
         self._may_interrupt = not n_decode
         self._reads_drafts = all(span.sequence.is_draft for span in batch.spans)
         status = self._context.decode(batch)
