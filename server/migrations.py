@@ -58,3 +58,12 @@ def m001_conversations_and_their_trees_of_messages(db: sqlite3.Connection) -> No
     db.execute("CREATE INDEX messages_of_conversation ON messages (conversation_id, id)")
     db.execute("CREATE INDEX messages_of_parent ON messages (parent_id)")
     db.execute("CREATE INDEX messages_by_key ON messages (key) WHERE key IS NOT NULL")
+
+
+@migration
+def m002_answers_that_go_on(db: sqlite3.Connection) -> None:
+    # tokens: ids of the vocabulary whose fingerprint is in `vocab`, each as four bytes, the lowest first.
+    db.execute("ALTER TABLE messages ADD COLUMN tokens BLOB")
+    db.execute("ALTER TABLE messages ADD COLUMN vocab TEXT")
+    db.execute("ALTER TABLE messages ADD COLUMN n_resumed INTEGER NOT NULL DEFAULT 0")
+    db.execute("ALTER TABLE messages ADD COLUMN n_dropped INTEGER NOT NULL DEFAULT 0")

@@ -2,7 +2,8 @@
 
     POST /messages {text, key, conversation?}   a question; its answer begins
     GET  /answers/{id}/events                   the answer as server-sent events: delta, reset, end
-    POST /answers/{id}/stop, /answers/{id}/retry
+    POST /answers/{id}/stop, /answers/{id}/continue, /answers/{id}/retry
+    POST /drafts {text, conversation?}          what stands in the box, to be read before it is sent
 
 Whose conversation it is, says the session cookie. Errors of POST are JSON, made by the app from the error tree.
 """
@@ -14,6 +15,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -21,13 +23,13 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from server.answers import ending
+from server.answers import ending, may_revive
 from server.body import read_json
 from server.engine.sequence import Event, TextDelta
 from server.errors import InvalidField, InvalidRequest, NotFound, TooLarge
 from server.records import Conversation, Ending, Message, Status
 from server.state import AppState
-from server.streams import SSEResponse, frames, sse
+from server.streams import RUN, SSEResponse, frames, sse
 from server.templating import render
 
 COOKIE = "sparrow"
@@ -66,7 +68,10 @@ async def home(request: Request[AppState]) -> Response:
 
 
 async def conversation(request: Request[AppState]) -> Response:
-    """GET /c/{id}: a conversation as far as it goes; an answer in the middle goes on from `data-after`."""
+    """GET /c/{id}: a conversation as far as it goes; an answer in the middle goes on from `data-after`.
+
+    One that the server's end has cut off is shown like that too: it goes on when the page listens to it.
+    """
     store = request.state["store"]
     try:
         found = await store.conversation(_owner(request), request.path_params["id"])
@@ -85,7 +90,8 @@ async def _page(request: Request[AppState], found: Conversation | None, thread: 
         model=request.state["engine"].model,
         conversation=found,
         recent=await request.state["store"].recent(owner),
-        thread=[_shown(request, message) for message in thread],
+        thread=[*(Shown(message) for message in thread[:-1]), *(_shown(request, last) for last in thread[-1:])],
+        memory_begins=_memory_begins(thread),
     )
     # Out of a cache, an answer would be shown as it was when it was half written.
     response = HTMLResponse(html, headers={"Cache-Control": "no-store", "Vary": "Accept-Language, Cookie"})
@@ -98,23 +104,29 @@ def _language(request: Request[AppState]) -> str:
     return request.headers.get("accept-language", "")
 
 
-def _shown(request: Request[AppState], message: Message) -> Shown:
-    """While an answer is being written its log is ahead of the store."""
-    if message.status != "streaming":
-        return Shown(message)
-    log = request.state["streams"].get(message.id)
-    if log is None:  # nobody writes it: a crash between the question and its answer
-        return Shown(replace(message, status="interrupted"))
-    n_deltas = log.n_events - (log.finished is not None)
-    return Shown(replace(message, content=log.text), after=n_deltas)
+def _shown(request: Request[AppState], last: Message) -> Shown:
+    """The last message: while an answer is being written its log is ahead of the store."""
+    if may_revive(last):
+        return Shown(replace(last, status="streaming"))
+    if last.status != "streaming":
+        return Shown(last)
+    log = request.state["streams"].get(last.id)
+    if log is None:  # its question was stored a moment ago, and it begins
+        return Shown(last)
+    return Shown(replace(last, content=log.text), after=log.last - (log.finished is not None))
+
+
+def _memory_begins(thread: Sequence[Message]) -> int | None:
+    """The id of the first message that the last answer's model saw; None: all of them. The script counts alike."""
+    n_dropped = next((message.n_dropped for message in reversed(thread) if message.role == "assistant"), 0)
+    seen = [message.id for message in thread if message.content][n_dropped:]
+    return seen[0] if n_dropped and seen else None
 
 
 async def ask(request: Request[AppState]) -> Response:
     """POST /messages: 201 with what was begun, 200 when this key was sent before."""
     body = await _json(request)
-    text, key, conversation_id = _text(body), _key(body), body.get("conversation")
-    if not isinstance(conversation_id, (str, type(None))):
-        raise InvalidField("conversation", "give the id of a conversation, or leave it out for a new one.")
+    text, key, conversation_id = _text(body), _key(body), _conversation(body)
     owner = _owner(request) or secrets.token_urlsafe(16)
     exchange = await request.state["answers"].ask(owner, conversation_id, text, key)
     found = exchange.conversation
@@ -140,6 +152,24 @@ async def stop(request: Request[AppState]) -> Response:
     return Response(status_code=204)
 
 
+async def resume(request: Request[AppState]) -> Response:
+    """POST /answers/{id}/continue: an answer that was cut off goes on behind its last word, under the same id."""
+    await _json(request)
+    answer = await request.state["answers"].resume(_owner(request), request.path_params["id"])
+    return JSONResponse({"answer": answer.id})
+
+
+async def draft(request: Request[AppState]) -> Response:
+    """POST /drafts: 204, whether it can be read or not: nobody waits for it. "" takes the last one back."""
+    body = await _json(request)
+    text, conversation_id = body.get("text"), _conversation(body)
+    if not isinstance(text, str):
+        raise InvalidField("text", "give what stands in the box.")
+    if len(text) <= MAX_TEXT:
+        await request.state["answers"].draft(_owner(request), conversation_id, _clean(text))
+    return Response(status_code=204)
+
+
 async def retry(request: Request[AppState]) -> Response:
     """POST /answers/{id}/retry: another answer to the same question."""
     await _json(request)
@@ -148,35 +178,42 @@ async def retry(request: Request[AppState]) -> Response:
 
 
 async def events(request: Request[AppState]) -> Response:
-    """GET /answers/{id}/events?after=n: what came after event n; Last-Event-ID, when a browser comes back, wins."""
-    answer = await request.state["store"].message(_owner(request), request.path_params["id"])
+    """GET /answers/{id}/events?after=n: what came after event n; Last-Event-ID, when a browser comes back, wins.
+
+    An answer that the server's end has cut off goes on now that somebody listens.
+    """
+    owner = _owner(request)
+    answer = await request.state["store"].message(owner, request.path_params["id"])
+    answer = await request.state["answers"].revive(owner, answer)
     seen = request.headers.get("last-event-id") or request.query_params.get("after", "0")
     log = request.state["streams"].get(answer.id)
-    if seen == "end" or (log is not None and log.finished and seen == str(log.n_events)):
+    if seen == "end" or (log is not None and log.finished and seen == str(log.last)):
         return Response(status_code=204)  # the only status that keeps an EventSource from asking again
     if log is None:
         return SSEResponse(_stored(answer))
-    return SSEResponse(frames(log, _encode, after=int(seen) if seen.isascii() and seen.isdigit() else 0))
+    after = int(seen) if seen.isascii() and seen.isdigit() else 0
+    return SSEResponse(frames(log, partial(_encode, answer.n_dropped), after=after))
 
 
-def _encode(n: int, event: Event) -> bytes:
+def _encode(n_dropped: int, n: int, event: Event) -> bytes:
     if isinstance(event, TextDelta):
-        return _frame("delta", n, {"text": event.text})
+        is_resumed_from = n > RUN and n % RUN == 1
+        return _frame("reset" if is_resumed_from else "delta", n, {"text": event.text})
     # Whoever still listens pressed Stop: a server that goes down lets its listeners go before it cancels.
-    return _frame("end", n, _end(ending(event, "", stopped=True)))
+    return _frame("end", n, _end(ending(event, "", stopped=True), n_dropped))
 
 
 async def _stored(answer: Message) -> AsyncIterator[bytes]:
     """The events of an answer whose log has gone: the whole text at once, and the end."""
     status: Status = "interrupted" if answer.status == "streaming" else answer.status
     yield _frame("reset", 0, {"text": answer.content})
-    yield _frame("end", "end", _end(Ending("", status, answer.finish_reason, answer.failure)))
+    yield _frame("end", "end", _end(Ending("", status, answer.finish_reason, answer.failure), answer.n_dropped))
 
 
-def _end(end: Ending) -> dict[str, Any]:
+def _end(end: Ending, n_dropped: int) -> dict[str, Any]:
     failure = end.failure
     error = None if failure is None else {"code": failure.code, "message": failure.message}
-    return {"status": end.status, "reason": end.finish_reason, "error": error}
+    return {"status": end.status, "reason": end.finish_reason, "error": error, "dropped": n_dropped}
 
 
 def _frame(event: str, id: int | str, data: dict[str, Any]) -> bytes:
@@ -196,8 +233,19 @@ def _text(body: dict[str, Any]) -> str:
         raise InvalidField("text", "write something first.")
     if len(text) > MAX_TEXT:
         raise TooLarge(f"The message has {len(text):,} characters; at most {MAX_TEXT:,} can be sent.", param="text")
-    # A lone surrogate is no text: neither SQLite nor the tokenizer takes it.
+    return _clean(text)
+
+
+def _clean(text: str) -> str:
+    """A lone surrogate is no text: neither SQLite nor the tokenizer takes it."""
     return text.strip().encode("utf-8", "replace").decode("utf-8")
+
+
+def _conversation(body: dict[str, Any]) -> str | None:
+    id = body.get("conversation")
+    if not isinstance(id, (str, type(None))):
+        raise InvalidField("conversation", "give the id of a conversation, or leave it out for a new one.")
+    return id
 
 
 def _key(body: dict[str, Any]) -> str:
@@ -214,5 +262,7 @@ routes: list[BaseRoute] = [
     Route("/messages", ask, methods=["POST"]),
     Route("/answers/{id:int}/events", events),
     Route("/answers/{id:int}/stop", stop, methods=["POST"]),
+    Route("/answers/{id:int}/continue", resume, methods=["POST"]),
     Route("/answers/{id:int}/retry", retry, methods=["POST"]),
+    Route("/drafts", draft, methods=["POST"]),
 ]

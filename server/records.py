@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
+import sys
+from array import array
 from dataclasses import astuple, dataclass, replace
 from time import time
 from typing import Any, Literal
@@ -50,8 +52,21 @@ class Message:
     status: Status
     created_at: float
     finish_reason: FinishReason | None
+    n_resumed: int
+    """How often this answer was cut off and went on."""
+    n_dropped: int
+    """How many of the oldest messages that say anything were left out for this answer: they had no room."""
     failure: Failure | None
     usage: Usage | None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """An answer as far as it goes, and what it goes on from: the tokens behind the text, in the vocabulary's ids."""
+
+    content: str
+    tokens: tuple[int, ...] = ()
+    vocab: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +151,9 @@ def exchange(db: sqlite3.Connection, owner: str, key: str) -> Exchange | None:
     return Exchange(conversation(db, owner, answer.conversation_id), questions[0], answer, is_new=False)
 
 
-def begin(db: sqlite3.Connection, owner: str, conversation_id: str | None, text: str, key: str) -> Exchange:
+def begin(
+    db: sqlite3.Connection, owner: str, conversation_id: str | None, text: str, key: str, n_dropped: int
+) -> Exchange:
     known = exchange(db, owner, key)
     if known:
         return known
@@ -144,13 +161,35 @@ def begin(db: sqlite3.Connection, owner: str, conversation_id: str | None, text:
         conversation_id = _new_conversation(db, owner, title_of(text))
     found = conversation(db, owner, conversation_id)
     question = _add(db, conversation_id, newest(db, conversation_id), "user", text, "done", key)
-    answer = add_answer(db, question)
+    answer = add_answer(db, question, n_dropped)
     return Exchange(replace(found, updated_at=question.created_at), question, answer, is_new=True)
 
 
-def add_answer(db: sqlite3.Connection, question: Message) -> Message:
+def add_answer(db: sqlite3.Connection, question: Message, n_dropped: int) -> Message:
     """An empty answer below the question, beside those that it has."""
-    return _add(db, question.conversation_id, question.id, "assistant", "", "streaming", None)
+    return _add(db, question.conversation_id, question.id, "assistant", "", "streaming", None, n_dropped)
+
+
+def save(db: sqlite3.Connection, answer_id: int, said: Progress) -> None:
+    values = (said.content, _pack(said.tokens), said.vocab, answer_id)
+    db.execute("UPDATE messages SET content = ?, tokens = ?, vocab = ? WHERE id = ?", values)
+
+
+def progress(db: sqlite3.Connection, answer_id: int) -> Progress:
+    content, tokens, vocab = db.execute(
+        "SELECT content, tokens, vocab FROM messages WHERE id = ?", (answer_id,)
+    ).fetchone()
+    return Progress(content, _unpack(tokens or b""), vocab or "")
+
+
+def resume(db: sqlite3.Connection, answer_id: int, n_dropped: int) -> Message:
+    """The answer is being written again, from where it was cut off."""
+    db.execute(
+        "UPDATE messages SET status = 'streaming', finish_reason = NULL, error_code = NULL, error_message = NULL,"
+        " n_resumed = n_resumed + 1, n_dropped = ? WHERE id = ?",
+        (n_dropped, answer_id),
+    )
+    return _messages(db, "messages WHERE id = ?", answer_id)[0]
 
 
 def finish(db: sqlite3.Connection, answer_id: int, end: Ending) -> None:
@@ -161,6 +200,8 @@ def finish(db: sqlite3.Connection, answer_id: int, end: Ending) -> None:
         " n_prompt = ?, n_completion = ?, n_reused = ?, queue_s = ?, prompt_s = ?, decode_s = ? WHERE id = ?",
         (end.content, end.status, end.finish_reason, *failure, *usage, answer_id),
     )
+    if end.status in ("done", "error"):  # nobody goes on from here
+        db.execute("UPDATE messages SET tokens = NULL, vocab = NULL WHERE id = ?", (answer_id,))
 
 
 def _new_conversation(db: sqlite3.Connection, owner: str, title: str) -> str:
@@ -178,12 +219,13 @@ def _add(
     content: str,
     status: Status,
     key: str | None,
+    n_dropped: int = 0,
 ) -> Message:
     now = time()
     cursor = db.execute(
-        "INSERT INTO messages (conversation_id, parent_id, role, content, status, key, created_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?)",
-        (conversation_id, parent_id, role, content, status, key, now),
+        "INSERT INTO messages (conversation_id, parent_id, role, content, status, key, n_dropped, created_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (conversation_id, parent_id, role, content, status, key, n_dropped, now),
     )
     db.execute("UPDATE conversations SET updated_at = ? WHERE id = ?", (now, conversation_id))
     return _messages(db, "messages WHERE id = ?", cursor.lastrowid)[0]
@@ -191,15 +233,31 @@ def _add(
 
 def _messages(db: sqlite3.Connection, source: str, *values: object) -> tuple[Message, ...]:
     rows = db.execute(
-        "SELECT id, conversation_id, parent_id, role, content, status, created_at, finish_reason, error_code,"
-        f" error_message, n_prompt, n_completion, n_reused, queue_s, prompt_s, decode_s FROM {source}",
+        "SELECT id, conversation_id, parent_id, role, content, status, created_at, finish_reason, n_resumed,"
+        " n_dropped, error_code, error_message, n_prompt, n_completion, n_reused, queue_s, prompt_s, decode_s"
+        f" FROM {source}",
         values,
     )
     return tuple(_message(*row) for row in rows)
 
 
 def _message(*row: Any) -> Message:
-    (code, text), usage = row[8:10], row[10:]
+    (code, text), usage = row[10:12], row[12:]
     failure = None if code is None else Failure(code, text)
-    fields: tuple[Any, ...] = (*row[:8], failure, None if usage[0] is None else Usage(*usage))
+    fields: tuple[Any, ...] = (*row[:10], failure, None if usage[0] is None else Usage(*usage))
     return Message(*fields)
+
+
+def _pack(tokens: tuple[int, ...]) -> bytes:
+    return _little_endian(array("I", tokens)).tobytes()
+
+
+def _unpack(blob: bytes) -> tuple[int, ...]:
+    return tuple(_little_endian(array("I", blob)))
+
+
+def _little_endian(ids: array[int]) -> array[int]:
+    """A database may be carried to another machine."""
+    if sys.byteorder == "big":
+        ids.byteswap()
+    return ids

@@ -18,7 +18,7 @@ from typing import TypeVar
 from server import records
 from server.errors import StoreFailed, UsageError
 from server.migrations import migrate
-from server.records import Conversation, Ending, Exchange, Message
+from server.records import Conversation, Ending, Exchange, Message, Progress
 
 T = TypeVar("T")
 
@@ -84,20 +84,28 @@ class Store:
         """What was begun with this key, if anything was."""
         return await self._read(lambda db: records.exchange(db, owner, key))
 
-    async def begin(self, owner: str, conversation_id: str | None, text: str, key: str) -> Exchange:
+    async def begin(self, owner: str, conversation_id: str | None, text: str, key: str, n_dropped: int = 0) -> Exchange:
         """Add a question below the newest message, and its empty answer; None makes a conversation for them.
 
         `key` is the sender's own name for this question: sent again (a double click, a lost reply), it adds nothing.
         """
-        return await self._write(lambda db: records.begin(db, owner, conversation_id, text, key))
+        return await self._write(lambda db: records.begin(db, owner, conversation_id, text, key, n_dropped))
 
-    async def begin_again(self, question: Message) -> Message:
+    async def begin_again(self, question: Message, n_dropped: int = 0) -> Message:
         """Another empty answer to the question, beside those that it has."""
-        return await self._write(lambda db: records.add_answer(db, question))
+        return await self._write(lambda db: records.add_answer(db, question, n_dropped))
 
-    async def save(self, answer_id: int, content: str) -> None:
-        """Keep the text of an answer as far as it goes."""
-        await self._write(lambda db: db.execute("UPDATE messages SET content = ? WHERE id = ?", (content, answer_id)))
+    async def save(self, answer_id: int, said: Progress) -> None:
+        """Keep an answer as far as it goes."""
+        await self._write(lambda db: records.save(db, answer_id, said))
+
+    async def progress(self, answer_id: int) -> Progress:
+        """What was saved of an answer that was cut off."""
+        return await self._read(lambda db: records.progress(db, answer_id))
+
+    async def resume(self, answer_id: int, n_dropped: int) -> Message:
+        """Mark an answer that was cut off as one that is being written, for one more time."""
+        return await self._write(lambda db: records.resume(db, answer_id, n_dropped))
 
     async def finish(self, answer_id: int, end: Ending) -> None:
         """Write the whole answer and how it ended."""

@@ -25,22 +25,31 @@ PING_S = 15.0
 
 PING = b": ping\n\n"
 
+RUN = 1_000_000
+"""Numbers that one run of an answer may use, far more than a context has tokens. An answer that was cut off and goes on
+is another run: its numbers are larger than any that a reader has seen, whatever the crash took."""
+
 RETRY = b"retry: 1000\n\n"
 """Milliseconds that a browser waits before it reconnects; its own default is 3 to 5 seconds."""
 
 
 class EventLog:
-    """The events of one answer, numbered from 1. All but `sink` belongs to the event loop's thread."""
+    """The events of one run of an answer, numbered upwards from 1 or, when it was resumed n times, from n * RUN + 1.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    All but `sink` belongs to the event loop's thread.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, n_resumed: int = 0) -> None:
         self._loop = loop
+        self._before = n_resumed * RUN
         self._events: list[Event] = []
         self._closed = False
         self._grown: asyncio.Future[None] = loop.create_future()
 
     @property
-    def n_events(self) -> int:
-        return len(self._events)
+    def last(self) -> int:
+        """The number of the newest event; one less than the first number when there is none."""
+        return self._before + len(self._events)
 
     @property
     def finished(self) -> Finished | None:
@@ -55,8 +64,13 @@ class EventLog:
 
     @property
     def text(self) -> str:
-        """The answer as far as it goes: what its first `n_events` events say together."""
+        """The answer as far as it goes: what its events up to `last` say together."""
         return "".join(event.text for event in self._events if isinstance(event, TextDelta))
+
+    @property
+    def tokens(self) -> list[int]:
+        """The sampled tokens behind `text`."""
+        return [token for event in self._events if isinstance(event, TextDelta) for token in event.tokens]
 
     def sink(self, event: Event) -> None:
         """Append from any thread, without waiting. Never raises: the engine must outlive whoever listens."""
@@ -77,11 +91,12 @@ class EventLog:
 
     def since(self, n: int) -> Iterator[tuple[int, Event]]:
         """The events after number n that are there now, each with its number."""
-        return enumerate(self._events[n:], n + 1)
+        n = max(n, self._before)
+        return enumerate(self._events[n - self._before :], n + 1)
 
     async def wait(self, n: int, timeout_s: float | None = None) -> bool:
         """True as soon as an event after number n is there or none will come; False after timeout_s of silence."""
-        if len(self._events) > n or self.ended:
+        if self.last > n or self.ended:
             return True
         # asyncio.wait leaves the future alone when the time is up: other readers wait for the same one.
         done, _ = await asyncio.wait([self._grown], timeout=timeout_s)
@@ -93,7 +108,7 @@ class EventLog:
             for n, event in self.since(after):
                 yield n, event
                 after = n
-            if self.ended and after >= len(self._events):
+            if self.ended and after >= self.last:
                 return
             await self.wait(after)
 
@@ -110,15 +125,16 @@ class Streams:
         self._n_keep = n_keep
         self._closed = False
 
-    def open(self, id: Hashable) -> EventLog:
-        """A new log. Call it on the event loop. Raises ShuttingDown after `close`."""
+    def open(self, id: Hashable, n_resumed: int = 0) -> EventLog:
+        """A new log, in the place of an earlier run's. Call it on the event loop. Raises ShuttingDown after `close`."""
         if self._closed:
             raise ShuttingDown("The server is going down: try again in a moment.")
-        assert id not in self._logs, f"answer {id!r} has a log already"
+        old = self._logs.pop(id, None)
+        assert old is None or old.ended, f"answer {id!r} is being written"
         ended = [key for key, log in self._logs.items() if log.ended]
         for key in ended[: max(0, len(ended) - self._n_keep)]:
             del self._logs[key]
-        log = self._logs[id] = EventLog(asyncio.get_running_loop())
+        log = self._logs[id] = EventLog(asyncio.get_running_loop(), n_resumed)
         return log
 
     def get(self, id: Hashable) -> EventLog | None:
@@ -164,7 +180,7 @@ async def frames(
             after = n
         if chunk:
             yield chunk
-        if log.ended and after >= log.n_events:
+        if log.ended and after >= log.last:
             return
         if not await log.wait(after, ping_s):
             yield PING

@@ -24,6 +24,7 @@ class Article:
     text: str
     note: str
     can_retry: bool
+    can_continue: bool
 
 
 def articles(page: str) -> list[Article]:
@@ -32,9 +33,9 @@ def articles(page: str) -> list[Article]:
     for role, id, busy, after, text, rest in _ARTICLE.findall(page.partition("<template")[0]):
         note = re.search(r'<p class="note"( hidden)?><span class="why">(.*?)</span>', rest)
         why = html.unescape(note[2]) if note and not note[1] else ""
-        retry = re.search(r'class="retry"( hidden)?', rest)
-        can_retry = retry is not None and not retry[1]
-        found.append(Article(role, int(id), bool(busy), int(after or 0), html.unescape(text), why, can_retry))
+        buttons = {name for name, hidden in re.findall(r'class="(retry|continue)"( hidden)?', rest) if not hidden}
+        can = ("retry" in buttons, "continue" in buttons)
+        found.append(Article(role, int(id), bool(busy), int(after or 0), html.unescape(text), why, *can))
     return found
 
 

@@ -16,7 +16,7 @@ MODEL = ModelInfo("Qwen2.5-0.5B-Instruct", "IQ4_NL", 4096)
 
 
 def page(language: str, model: ModelInfo = MODEL) -> str:
-    return render("chat.html", language, model=model, conversation=None, recent=(), thread=())
+    return render("chat.html", language, model=model, conversation=None, recent=(), thread=(), memory_begins=None)
 
 
 def texts_of_the_templates() -> set[str]:

@@ -91,7 +91,7 @@ def test_an_answer_streams_to_its_end_and_comes_back_on_reload(client: TestClien
     *deltas, (event, _, end) = events(stream)
     assert deltas and all(event == "delta" for event, _, _ in deltas)
     assert [int(id) for _, id, _ in deltas] == list(range(1, len(deltas) + 1))
-    assert (event, end) == ("end", {"status": "done", "reason": "length", "error": None})
+    assert (event, end) == ("end", {"status": "done", "reason": "length", "error": None, "dropped": 0})
     page = client.get(asked["conversation"]["url"]).text
     question, answer = articles(page)
     assert question.text == "Hello\nthere" and answer.text == text_of(stream)
@@ -142,6 +142,20 @@ def test_a_growing_answer_is_saved_before_its_end(
             time.sleep(0.005)
     assert found[0] == "streaming" and found[1] > 0
     stop(client, answer)
+
+
+def test_where_the_models_memory_begins_is_shown_and_said(client: TestClient) -> None:
+    asked = ask(client)
+    assert events(listen(client, asked["answer"]))[-1][2]["dropped"] == 0
+    url, conversation = asked["conversation"]["url"], asked["conversation"]["id"]
+    shown = client.get(url).text.partition("<template")[0]
+    assert "memory begins here" not in shown
+    second = ask(client, "Do you remember?", conversation)
+    assert events(listen(client, second["answer"]))[-1][2]["dropped"] == 2, "the long answer had no room"
+    shown = client.get(url).text.partition("<template")[0]
+    above, below = shown.split("memory begins here")
+    assert [article.role for article in articles(above)] == ["user", "assistant"]
+    assert [article.id for article in articles(below)] == [second["question"], second["answer"]]
 
 
 def test_stop_keeps_what_is_there_and_retry_answers_again(client: TestClient) -> None:
@@ -269,7 +283,7 @@ def test_after_a_restart_the_answer_comes_out_of_the_store(open_app: Open) -> No
         cookies = client.cookies
     with open_app() as client:
         client.cookies = cookies
-        end = {"status": "done", "reason": "length", "error": None}
+        end = {"status": "done", "reason": "length", "error": None, "dropped": 0}
         assert events(listen(client, asked["answer"], after=3)) == [("reset", "0", {"text": text}), ("end", "end", end)]
         reply = client.get(f"/answers/{asked['answer']}/events", headers={"Last-Event-ID": "end"})
         assert reply.status_code == 204
@@ -286,4 +300,7 @@ def test_a_server_that_goes_down_lets_listeners_go_and_keeps_the_half(open_app: 
     with open_app() as client:
         client.cookies = cookies
         (_, answer) = articles(client.get(asked["conversation"]["url"]).text)
-        assert answer.text == text and "server stopped" in answer.note and answer.can_retry
+        assert answer.text == text and answer.is_busy and not answer.note
+        (reset, *deltas, end) = events(listen(client, answer.id))
+        assert reset[0] == "reset" and text.startswith(reset[2]["text"]), "half a character at its end goes on"
+        assert deltas and end[2]["reason"] == "length"

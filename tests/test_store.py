@@ -14,7 +14,7 @@ import pytest
 from server import migrations
 from server.engine.sequence import Usage
 from server.errors import NotFound, StoreFailed, UsageError
-from server.records import MAX_TITLE, Ending, Failure, title_of
+from server.records import MAX_TITLE, Ending, Failure, Progress, title_of
 from server.store import Store
 
 T = TypeVar("T")
@@ -73,13 +73,31 @@ def test_a_conversation_comes_back_after_a_restart(path: Path) -> None:
 def test_an_answer_cut_by_a_crash_is_interrupted_and_keeps_its_text(path: Path) -> None:
     async def crash(store: Store) -> int:
         exchange = await store.begin("ana", None, "Count from 1 to 100.", "k")
-        await store.save(exchange.answer.id, "1, 2, 3")
+        await store.save(exchange.answer.id, Progress("1, 2, 3", (7, 70_000, 2**32 - 1), "v"))
         assert (await store.message("ana", exchange.answer.id)).status == "streaming"
         return exchange.answer.id
 
     answer = run(path, crash)
     message = run(path, lambda store: store.message("ana", answer))
-    assert (message.status, message.content) == ("interrupted", "1, 2, 3")
+    assert (message.status, message.content, message.n_resumed) == ("interrupted", "1, 2, 3", 0)
+
+
+def test_an_answer_goes_on_from_its_tokens_which_are_kept_until_it_is_done(path: Path) -> None:
+    async def scenario(store: Store) -> None:
+        answer = (await store.begin("ana", None, "Count from 1 to 100.", "k")).answer.id
+        assert await store.progress(answer) == Progress("")
+        said = Progress("1, 2, 3", (7, 70_000, 2**32 - 1), "v")
+        await store.save(answer, said)
+        await store.finish(answer, Ending("1, 2, 3", "error", "error", Failure("engine_failed", "x")))
+        assert await store.progress(answer) == Progress("1, 2, 3")
+        await store.save(answer, said)
+        await store.finish(answer, Ending("1, 2, 3", "stopped", "cancelled", None, USAGE))
+        assert await store.progress(answer) == said
+        resumed = await store.resume(answer, n_dropped=2)
+        assert (resumed.status, resumed.n_resumed, resumed.n_dropped) == ("streaming", 1, 2)
+        assert (resumed.finish_reason, resumed.failure, resumed.content) == (None, None, "1, 2, 3")
+
+    run(path, scenario)
 
 
 def test_a_failure_is_kept_with_its_code_and_its_words(path: Path) -> None:
@@ -207,10 +225,10 @@ def test_a_full_disk_is_a_clear_error_and_the_next_write_works(path: Path) -> No
         # SQLite's own page limit raises SQLITE_FULL, as a full disk does.
         await store._write(lambda db: db.execute("PRAGMA max_page_count = 1").fetchall())
         with pytest.raises(StoreFailed, match="sparrow.db .*full"):
-            await store.save(answer, "long " * 10_000)
+            await store.save(answer, Progress("long " * 10_000))
         await store._write(lambda db: db.execute("PRAGMA max_page_count = 1000000").fetchall())
         assert (await store.message("ana", answer)).content == "ok"
-        await store.save(answer, "long " * 10_000)
+        await store.save(answer, Progress("long " * 10_000))
 
     run(path, scenario)
 

@@ -11,7 +11,7 @@ import pytest
 
 from server.engine.sequence import Event, Finished, TextDelta, Usage
 from server.errors import ShuttingDown
-from server.streams import PING, RETRY, EventLog, SSEResponse, Streams, frames, sse
+from server.streams import PING, RETRY, RUN, EventLog, SSEResponse, Streams, frames, sse
 
 T = TypeVar("T")
 END = Finished("stop", Usage(n_prompt=3, n_completion=2, n_reused=0, queue_s=0.0, prompt_s=0.1, decode_s=0.2))
@@ -100,7 +100,7 @@ def test_the_sink_is_harmless_after_the_loop_has_gone() -> None:
 
     log = asyncio.run(scenario())
     log.sink(TextDelta("nobody hears this"))
-    assert log.n_events == 0
+    assert log.last == 0
 
 
 def test_a_second_terminal_event_is_a_mistake() -> None:
@@ -109,6 +109,26 @@ def test_a_second_terminal_event_is_a_mistake() -> None:
 
     with pytest.raises(AssertionError, match="exactly one terminal event"):
         asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("seen", [0, 3, 57, RUN + 1, RUN + 2])
+def test_a_resumed_answer_begins_anew_for_whoever_saw_any_event_of_an_earlier_run(seen: int) -> None:
+    async def scenario() -> list[tuple[int, Event]]:
+        streams = Streams()
+        first = streams.open("x")
+        first.append(TextDelta("a", (1,)))
+        with pytest.raises(AssertionError, match="is being written"):
+            streams.open("x", n_resumed=1)
+        first.append(END)
+        log = streams.open("x", n_resumed=1)
+        log.append(TextDelta("a", (1,)))
+        log.append(TextDelta("b", (2, 3)))
+        log.append(END)
+        assert (log.text, log.tokens, streams.get("x")) == ("ab", [1, 2, 3], log)
+        return await collect(log.subscribe(after=seen))
+
+    everything = [(RUN + 1, TextDelta("a", (1,))), (RUN + 2, TextDelta("b", (2, 3))), (RUN + 3, END)]
+    assert asyncio.run(scenario()) == everything[max(0, seen - RUN) :]
 
 
 def test_shutdown_ends_all_readers_and_keeps_what_comes_later() -> None:

@@ -17,6 +17,8 @@ LAYERS = [
     ["server.api", "server.pages"],
     ["server.state", "server.api_request", "server.templating"],
     ["server.answers"],
+    ["server.drafts"],
+    ["server.prompts"],
     ["server.chat", "server.store", "server.streams", "server.body", "server.i18n"],
     ["server.records", "server.migrations"],
     ["server.engine.loader"],

@@ -2,7 +2,7 @@
 // The page is complete as the server sends it. This script sends a question, writes its answer while it comes, and keeps
 // what is typed. It never builds markup from data: messages are clones of the page's templates, and text goes in as text.
 
-/** @typedef {{status: string, reason?: string | null, error?: {code: string, message: string} | null}} End */
+/** @typedef {{status: string, reason?: string | null, error?: {code: string, message: string} | null, dropped?: number}} End */
 
 /** @template {HTMLElement} T @param {string} selector @param {ParentNode} [root] @returns {T} */
 const $ = (selector, root = document) => /** @type {T} */ (root.querySelector(selector));
@@ -99,18 +99,28 @@ function add(role, content = "") {
   return article;
 }
 
-/** @param {HTMLElement} note @param {string} [why] @param {boolean} [again] */
-function explain(note, why = "", again = false) {
+/** @param {HTMLElement} note @param {string} [why] @param {boolean} [again] @param {boolean} [further] */
+function explain(note, why = "", again = false, further = false) {
   $(".why", note).textContent = why;
   $(".retry", note).hidden = !again;
+  for (const button of note.querySelectorAll(".continue")) /** @type {HTMLElement} */ (button).hidden = !further;
   note.hidden = !why;
 }
 
+/** A line above the first message that the last answer's model saw. @param {number} dropped messages before it */
+function showMemory(dropped) {
+  const said = [...messages.querySelectorAll("article")].filter((article) => $(".text", article).textContent);
+  $(".memory", messages)?.remove();
+  if (dropped && said[dropped]) said[dropped].before(/** @type {HTMLTemplateElement} */ ($("template#memory")).content.cloneNode(true));
+}
+
 /** @param {HTMLElement} article @param {End} end */
-function settle(article, { status, reason, error }) {
+function settle(article, { status, reason, error, dropped }) {
   const why = error && status === "error" ? words(error.code) || error.message : words(reason === "length" ? "length" : status);
   article.removeAttribute("aria-busy");
-  explain($(".note", article), why, ["stopped", "interrupted", "error"].includes(status));
+  const isCut = ["stopped", "interrupted"].includes(status);
+  explain($(".note", article), why, isCut || status === "error", isCut);
+  if (dropped !== undefined) showMemory(dropped);
   say(why);
   if (following) toEnd();
   if (document.activeElement === stop && !isTouch) box.focus(); // Stop is gone
@@ -186,9 +196,13 @@ function listen(article, after) {
     flush();
     timer = setTimeout(flush, 30); // no animation frame: those stand still in a tab behind another
   });
+  // The server was away and goes on from what it had saved, which may be a little less than what was seen.
   source.addEventListener("reset", (event) => {
+    [mine.after, mine.heard] = [Number(event.lastEventId), Date.now()];
     mine.pending = "";
     body.textContent = JSON.parse(event.data).text;
+    mine.spoken = Math.min(mine.spoken, body.textContent?.length ?? 0);
+    if (following) toEnd();
   });
   source.addEventListener("end", (event) => {
     found();
@@ -219,7 +233,7 @@ async function ask(text = box.value.trim(), rest = "") {
   try {
     const reply = await post("/messages", { ...asked, conversation: conversation || undefined }, abort.signal);
     arrived(reply.conversation);
-    const known = /** @type {HTMLElement | null} */ (question.previousElementSibling)?.dataset.id ?? "";
+    const known = [...messages.querySelectorAll("article")].at(-3)?.dataset.id ?? "";
     if (known !== String(reply.parent ?? "")) return location.reload(); // another tab has gone on meanwhile
     answer.dataset.id = reply.answer;
     listen(answer, 0);
@@ -239,7 +253,7 @@ function arrived({ id, url, title }) {
   asked = { text: "", key: "" };
   stored(null); // under the old name: a new chat has its own from here on
   if (!conversation) {
-    conversation = id;
+    document.body.dataset.conversation = conversation = id;
     history.replaceState(null, "", url);
     document.title = `${title} · Sparrow`;
     $("#title").textContent = title;
@@ -266,6 +280,21 @@ async function retry(article) {
   }
 }
 
+/** A cut answer goes on behind its last word. @param {HTMLElement} article */
+async function goOn(article) {
+  if (isBusy()) return;
+  article.setAttribute("aria-busy", "true");
+  explain($(".note", article));
+  begin();
+  try {
+    await post(`/answers/${article.dataset.id}/continue`, {});
+    listen(article, 0);
+  } catch (/** @type {any} */ error) {
+    settle(article, { status: "error", error });
+    $(".continue", article).hidden = !error.again;
+  }
+}
+
 function halt() {
   if (!live) return abort.abort();
   const note = $(".note", live.article);
@@ -288,6 +317,7 @@ addEventListener("keydown", (event) => {
 thread.addEventListener("click", ({ target }) => {
   if (!(target instanceof HTMLElement)) return;
   if (target.matches("article .retry")) retry(/** @type {HTMLElement} */ (target.closest("article")));
+  if (target.matches(".continue")) goOn(/** @type {HTMLElement} */ (target.closest("article")));
   if (target.matches("#problem .retry")) ask();
   if (target.matches(".example")) ask(target.textContent?.trim(), box.value);
 });

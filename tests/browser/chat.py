@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from playwright.sync_api import Locator, Page, expect
 
-from tests.server_process import ServerProcess
+from tests.server_process import ServerProcess, slow_motion
 
 COUNT = "Count from 1 to 100."
 HUNDRED = ", ".join(map(str, range(1, 101)))
@@ -82,26 +81,6 @@ def in_the_middle(page: Page, server: ServerProcess) -> Iterator[str]:
         yield half
     finally:
         os.kill(server.pid, signal.SIGCONT)
-
-
-@contextmanager
-def slow_motion(server: ServerProcess) -> Iterator[None]:
-    """The server runs for a fifth of the time: the demo is as fast as a large model."""
-    ended = threading.Event()
-
-    def brake() -> None:
-        while not ended.wait(0.01):
-            os.kill(server.pid, signal.SIGSTOP)
-            ended.wait(0.04)
-            os.kill(server.pid, signal.SIGCONT)
-
-    thread = threading.Thread(target=brake)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def note(page: Page) -> Locator:

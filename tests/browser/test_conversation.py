@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from playwright.sync_api import Page, expect
 
 from tests.browser.chat import (
@@ -17,13 +20,12 @@ from tests.browser.chat import (
     questions,
     say,
     say_and_wait,
-    slow_motion,
     states,
     watch,
     written,
 )
 from tests.browser.conftest import NewPage, Shot
-from tests.server_process import ServerProcess
+from tests.server_process import ServerProcess, slow_motion
 
 
 def test_the_name_of_the_first_turn_is_known_in_the_third(page: Page, shot: Shot) -> None:
@@ -81,6 +83,75 @@ def test_stop_ends_the_answer_and_retry_gives_it_whole(page: Page, demo_server: 
     assert written(page) == HUNDRED and answers(page).count() == 1
 
 
+def test_a_stopped_answer_goes_on_behind_its_last_word(page: Page, demo_server: ServerProcess, shot: Shot) -> None:
+    with in_the_middle(page, demo_server):
+        button(page, "Stop").click()
+    expect(note(page)).to_contain_text("Stopped.")
+    stopped = written(page)
+    watch(page)
+    button(page, "Continue").click()
+    expect(busy(page)).to_have_count(0, timeout=SLOW)
+    assert written(page) == HUNDRED and answers(page).count() == 1
+    assert all(text.startswith(stopped) for text in states(page)), "what is there never goes back"
+    expect(button(page, "Continue")).to_be_hidden()
+    page.reload()
+    assert written(page) == HUNDRED
+
+
+def test_what_stands_in_the_box_is_read_after_a_pause(page: Page, demo_server: ServerProcess) -> None:
+    drafts: list[Any] = []
+    page.on("request", lambda request: drafts.append(request.post_data_json) if "/drafts" in request.url else None)
+    box(page).focus()
+    page.keyboard.type("Count from 1 ", delay=20)
+    page.wait_for_timeout(600)
+    assert drafts == [{"text": "Count from 1"}], "once, after the last key"
+    page.keyboard.type(" ")
+    page.wait_for_timeout(600)
+    assert len(drafts) == 1, "nothing new to read"
+    page.keyboard.type("to 3.")
+    page.keyboard.press("Enter")
+    expect(answers(page)).to_have_text("1, 2, 3", timeout=SLOW)
+    page.wait_for_timeout(600)
+    assert len(drafts) == 1, "it was sent before the pause"
+    with in_the_middle(page, demo_server):
+        box(page).fill("Hello")
+        page.wait_for_timeout(600)
+        assert len(drafts) == 1, "while an answer is written nothing else is read"
+    expect(busy(page)).to_have_count(0, timeout=SLOW)
+    page.wait_for_timeout(800)
+    assert drafts[1:] == [{"conversation": page.url.rpartition("/")[2], "text": "Hello"}]
+
+
+def test_a_reader_who_saves_data_sends_no_drafts(page: Page) -> None:
+    drafts: list[str] = []
+    page.on("request", lambda request: drafts.append(request.url) if "/drafts" in request.url else None)
+    page.evaluate("() => Object.defineProperty(navigator, 'connection', {value: {saveData: true}})")
+    box(page).fill("Count from 1 to 3.")
+    page.wait_for_timeout(600)
+    assert not drafts
+
+
+def test_a_line_shows_where_the_models_memory_begins(new_page: NewPage, tmp_path: Path, shot: Shot) -> None:
+    with ServerProcess(["--demo", "--data-dir", str(tmp_path), "--ctx", "512"]) as server:
+        page = new_page(server.url)
+        line = page.locator("#messages .memory")
+        say_and_wait(page, "Count from 1 to 3.", "1, 2, 3")
+        expect(line).to_have_count(0)
+        for _ in range(8):
+            if line.count():
+                break
+            say_and_wait(page, "Count from 1 to 20.", ", ".join(map(str, range(1, 21))))
+        expect(line).to_have_text("The model's memory begins here")
+        shot(page, "memory")
+        where = "(line) => [...document.querySelectorAll('#messages > *')].indexOf(line)"
+        before = line.evaluate(where)
+        assert before > 1
+        page.reload()
+        assert line.evaluate(where) == before, "the server counts as the script does"
+        say_and_wait(page, "Count from 1 to 3.", "1, 2, 3")
+        expect(line).to_have_count(1)
+
+
 def test_escape_stops_too(page: Page, demo_server: ServerProcess) -> None:
     with in_the_middle(page, demo_server):
         page.keyboard.press("Escape")
@@ -89,7 +160,7 @@ def test_escape_stops_too(page: Page, demo_server: ServerProcess) -> None:
 
 def test_a_question_is_sent_once_however_hastily(page: Page) -> None:
     sent: list[str] = []
-    page.on("request", lambda request: sent.append(request.url) if request.method == "POST" else None)
+    page.on("request", lambda request: sent.append(request.url) if request.url.endswith("/messages") else None)
     box(page).fill("My name is Ana.")
     page.evaluate("() => { const send = document.querySelector('#send'); send.click(); send.click(); }")
     box(page).press("Enter")
