@@ -92,16 +92,19 @@ class Bench:
         return int(self.given.threads) or n_cores()
 
     def measure(self) -> tuple[Samples, list[float]]:
-        """All figures, and how busy others kept the CPU before each step (shares of all cores)."""
+        """All figures, and how much of the CPU others took during each step (shares of all cores)."""
         samples: Samples = {side.name: defaultdict(list) for side in self.sides}
         busy: list[float] = []
         steps = [step for run in range(self.given.runs) for step in self._steps(run)]
         with tqdm(total=len(steps), desc="Measuring", unit="step", disable=None) as bar:
+            _warn(bar, bench_machine.busy_share())
             for at, (name, scenario) in enumerate(steps, 1):
-                busy.append(bench_machine.busy_share(0.2) or 0.0)
-                _say(bar, f"{at} of {len(steps)}: {scenario.name}, {name}", busy)
+                _say(bar, f"{at} of {len(steps)}: {scenario.name}, {name}")
+                others = bench_machine.Others()
                 for key, value in self._figures(name, scenario, bar).items():
                     samples.setdefault(name, defaultdict(list))[key].append(value)
+                if not any(side.name == name and side.server for side in self.sides):  # else it is no child of ours
+                    busy.append(others.share() or 0.0)
                 bar.update()
         return samples, busy
 
@@ -200,10 +203,13 @@ def _started(given: argparse.Namespace, model: Path | None) -> Iterator[Side]:
         yield Side(PEER, programs)
 
 
-def _say(bar: tqdm[None], step: str, busy: list[float]) -> None:
-    """Progress on stderr, beside the bar or as lines where stderr is no terminal; the first busy neighbour too."""
-    if busy[-1] > BUSY and max(busy[:-1], default=0.0) <= BUSY:
-        bar.write(f"Others keep {busy[-1]:.0%} of this CPU busy: the figures will be worse than it can.", sys.stderr)
+def _warn(bar: tqdm[None], busy: float | None) -> None:
+    if busy is not None and busy > BUSY:
+        bar.write(f"Others keep {busy:.0%} of this CPU busy: the figures will be worse than it can.", sys.stderr)
+
+
+def _say(bar: tqdm[None], step: str) -> None:
+    """Progress on stderr, beside the bar or as lines where stderr is no terminal."""
     if bar.disable:
         print(f"[{time.strftime('%H:%M:%S')}] {step}", file=sys.stderr, flush=True)
     bar.set_postfix_str(step)
@@ -213,7 +219,7 @@ def _in_words(machine: dict[str, str | int], run: dict[str, float]) -> str:
     lines = [
         "{cpu}, {n_cores} cores, {memory_mb:,} MB, {system}, llama-cpp-python {llama_cpp_python}".format(**machine),
         "CPU threads: {n_threads}; {slots} slots of {ctx:,} tokens; {runs} runs: median (least–greatest)".format(**run),
-        "Others kept {others_busy:.0%} of the CPU busy in between, at most {others_busy_most:.0%}".format(**run),
+        "Others took {others_busy:.0%} of the CPU meanwhile, at most {others_busy_most:.0%} in one step".format(**run),
     ]
     return "\n".join([*lines, ""])
 

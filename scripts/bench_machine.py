@@ -62,6 +62,26 @@ def busy_share(seconds: float = 1.0) -> float | None:
     return round(1 - idle / total, 2) if total else None
 
 
+class Others:
+    """How much of all cores others took since this was made, while this process and its children computed too.
+
+    A child counts as ours when it has been waited for.
+    """
+
+    def __init__(self) -> None:
+        self._idle, self._total = _cpu_ticks()
+        self._own_s = sum(os.times()[:4])
+
+    def share(self) -> float | None:
+        """0.0 to 1.0; None where the system does not say."""
+        idle, total = _cpu_ticks()
+        if total == self._total:
+            return None
+        busy = (total - self._total) - (idle - self._idle)
+        own = (sum(os.times()[:4]) - self._own_s) * TICKS_PER_S
+        return round(max(0.0, busy - own) / (total - self._total), 3)
+
+
 def _cpu_ticks() -> tuple[int, int]:
     """Idle and all ticks since the start, of all cores; what a hypervisor steals counts as busy."""
     ticks = [int(field) for field in _read(Path("/proc/stat")).partition("\n")[0].split()[1:9]]

@@ -92,11 +92,15 @@ class TestMachine:
     def test_somebody_who_computes_is_noticed(self) -> None:
         worker = subprocess.Popen([sys.executable, "-c", "while True: pass"])
         try:
-            busy = bench_machine.busy_share(0.5)
+            others = bench_machine.Others()
+            busy, while_we_wait = bench_machine.busy_share(0.5), others.share()
         finally:
             worker.kill()
             worker.wait()
         assert busy is not None and 0.5 / (os.cpu_count() or 1) < busy <= 1.0
+        # It was a stranger while it ran; now that it is waited for, what it took was ours.
+        assert while_we_wait is not None and 0.5 / (os.cpu_count() or 1) < while_we_wait <= 1.0
+        assert (others.share() or 0.0) < while_we_wait
 
 
 class TestBench:
