@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 import sqlite3
+import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
@@ -18,18 +19,19 @@ from starlette.testclient import TestClient
 from server.app import create_app
 from server.engine.loader import open_engine
 from server.settings import Settings
+from server.streams import RUN
 from tests.page_reader import Article, articles, events, text_of
 
 N_CTX = 1024
-Open = Callable[[], AbstractContextManager[TestClient]]
+Open = Callable[..., AbstractContextManager[TestClient]]
 
 
 @pytest.fixture
 def open_app(tiny_path: Path, tmp_path: Path) -> Open:
     """A new life of the server on the same data; answers never end by themselves before the context is full."""
 
-    def open() -> AbstractContextManager[TestClient]:
-        engine = open_engine(tiny_path, n_ctx=N_CTX, n_slots=1, n_threads=1)
+    def open(n_ctx: int = N_CTX) -> AbstractContextManager[TestClient]:
+        engine = open_engine(tiny_path, n_ctx=n_ctx, n_slots=1, n_threads=1)
         engine.sampling_defaults = replace(engine.sampling_defaults, ignore_eos=True)
         return TestClient(create_app(Settings(data_dir=tmp_path), engine), base_url="http://127.0.0.1")
 
@@ -304,3 +306,75 @@ def test_a_server_that_goes_down_lets_listeners_go_and_keeps_the_half(open_app: 
         (reset, *deltas, end) = events(listen(client, answer.id))
         assert reset[0] == "reset" and text.startswith(reset[2]["text"]), "half a character at its end goes on"
         assert deltas and end[2]["reason"] == "length"
+
+
+def test_nothing_is_doubled_or_garbled_at_a_seam_even_inside_a_character(client: TestClient, tmp_path: Path) -> None:
+    """The random model's tokens are single bytes: most of its cuts are inside of one."""
+    vocab = client.app_state["engine"].vocab
+    asked = ask(client)
+    before: tuple[int, ...] = ()
+    for n_runs in range(1, 6):
+        wait_for_event(client, asked["answer"], n_runs)
+        stop(client, asked["answer"])
+        with closing(sqlite3.connect(tmp_path / "sparrow.db")) as db:
+            query = "SELECT content, tokens, n_resumed FROM messages WHERE id = ?"
+            content, blob, n_resumed = db.execute(query, (asked["answer"],)).fetchone()
+        tokens = struct.unpack(f"<{len(blob) // 4}I", blob)
+        assert n_resumed == n_runs - 1 and len(tokens) > len(before) and tokens[: len(before)] == before
+        assert content == b"".join(map(vocab.piece, tokens)).decode("utf-8", "replace")
+        assert articles(client.get(asked["conversation"]["url"]).text)[-1].text == content
+        before = tokens
+        reply = client.post(f"/answers/{asked['answer']}/continue", json={})
+        assert (reply.status_code, reply.json()) == (200, {"answer": asked["answer"]})
+    end = events(listen(client, asked["answer"]))[-1][2]
+    assert (end["status"], end["reason"]) == ("done", "length")
+    n_prompt, n_completion = usage(tmp_path, asked["answer"])
+    assert n_prompt + n_completion == N_CTX and n_completion > len(before), "what was said before counts as said"
+
+
+def wait_for_event(client: TestClient, answer: int, n_runs: int) -> None:
+    """Some tokens of this run are there."""
+    deadline = time.monotonic() + 10
+    while client.app_state["streams"].get(answer).last < (n_runs - 1) * RUN + 5:
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def usage(folder: Path, answer: int) -> tuple[int, int]:
+    with closing(sqlite3.connect(folder / "sparrow.db")) as db:
+        found: tuple[int, int] = db.execute(
+            "SELECT n_prompt, n_completion FROM messages WHERE id = ?", (answer,)
+        ).fetchone()
+    return found
+
+
+def test_an_answer_that_fills_a_smaller_context_ends_there(open_app: Open) -> None:
+    with open_app() as client:
+        asked = ask(client)
+        wait_for_event(client, asked["answer"], 1)
+        while len(client.app_state["streams"].get(asked["answer"]).tokens) < 300:
+            time.sleep(0.002)
+        cookies = client.cookies
+    with open_app(n_ctx=256) as client:
+        client.cookies = cookies
+        (_, half) = articles(client.get(asked["conversation"]["url"]).text)
+        (reset, end) = events(listen(client, asked["answer"]))
+        assert reset[0] == "reset" and half.text.startswith(reset[2]["text"]) and len(half.text) > 50
+        assert (end[2]["status"], end[2]["reason"]) == ("done", "length")
+
+
+def test_only_a_last_answer_that_was_cut_off_goes_on(client: TestClient) -> None:
+    first = ask(client)
+    stop(client, first["answer"])
+    conversation = first["conversation"]["id"]
+    second = ask(client, "And?", conversation)
+    stop(client, second["answer"])
+    for id in (first["question"], first["answer"]):
+        reply = client.post(f"/answers/{id}/continue", json={})
+        assert (reply.status_code, reply.json()["error"]["code"]) == (409, "conflict")
+    assert client.post(f"/answers/{second['answer']}/continue", json={}).status_code == 200
+    reply = client.post(f"/answers/{second['answer']}/continue", json={})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (409, "conflict")
+    stop(client, second["answer"])
+    client.cookies.clear()
+    assert client.post(f"/answers/{second['answer']}/continue", json={}).status_code == 404

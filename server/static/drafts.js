@@ -25,3 +25,4 @@ function wait() {
 }
 
 box.addEventListener("input", wait);
+if (box.value) wait(); // what a reload has kept
