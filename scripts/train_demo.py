@@ -34,6 +34,13 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2, help="processes that train together, one thread each")
     parser.add_argument("--export", type=Path, metavar="CHECKPOINT", help="only write this checkpoint as --out")
+    parser.add_argument(
+        "--average",
+        type=Path,
+        nargs="+",
+        metavar="CHECKPOINT",
+        help="only write the mean of these, to --scratch and --out",
+    )
     parser.add_argument("--measure", action="store_true", help="only print the accuracy of --out on held-out items")
     parser.add_argument("--official", action="store_true", help="measure at Qwen2.5's sampling instead of greedy")
     parser.add_argument("--quant", nargs="+", help="measure these quants (F16 Q8_0 Q4_0 IQ4_NL)")
@@ -78,7 +85,11 @@ def main() -> int:
     if args.measure:
         measure(args)
         return 0
-    checkpoint = args.export or train(args)
+    if args.average:
+        checkpoint = args.scratch / "average.pt"
+        part("export").average(args.average, checkpoint)
+    else:
+        checkpoint = args.export or train(args)
     part("export").write(checkpoint, args.out)
     print(f"{args.out}: {args.out.stat().st_size:,} bytes")
     return 0

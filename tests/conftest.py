@@ -14,6 +14,11 @@ from tests.tiny_model import write_tiny_model
 DEMO = Path(__file__).parent.parent / "models" / "demo" / "sparrow-demo-f16.gguf"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The browser's tests come last: Playwright keeps an event loop running in this thread until the session ends."""
+    items.sort(key=lambda item: "browser" in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model of two layers: right shapes, no sense."""

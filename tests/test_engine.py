@@ -239,7 +239,7 @@ def test_guesses_change_the_number_of_steps_and_not_the_answer(
     demo: Engine, monkeypatch: pytest.MonkeyPatch, temperature: float
 ) -> None:
     """A model that repeats a text: with guesses it takes a fraction of the steps, and says the same."""
-    text = "the grey heron waits beside the slow river until a small fish comes near and then it strikes at once"
+    text = "the cat sat near the window and looked at the birds in the garden until the sun went down behind the hill"
     messages = [ChatMessage("user", f"Repeat: {text}")]
     tokens = Chat(demo.chat_template, demo.vocab).prompt(messages)
     params = SamplingParams(temperature=temperature, seed=1, repeat_penalty=1.0)

@@ -112,7 +112,8 @@ def test_with_another_model_it_goes_on_behind_the_text(server: ServerProcess, tm
             text = reader.whole()
     assert reader.n_resets == 1 and seen.startswith(saved)
     assert text.startswith(saved) and len(text) > len(saved), "the random model says something"
-    assert saved[:10] not in text[len(saved) :]
+    # A fast machine may be killed before the first save; then all of it is the random model's.
+    assert not saved or saved[:10] not in text[len(saved) :]
 
 
 def test_an_answer_that_always_ends_the_server_stops_going_on_by_itself(server: ServerProcess, tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ class Mix:
     long_repeat: float = 0.15
     correct: float = 0.0  # of the statements, those that only change a fact stated before
     known: float = 0.7  # of the questions, those about a fact that was stated, where there is one
+    doubled: bool = False  # texts to repeat in which words and digits stand twice more often than by chance
     held_out: bool = False
 
 
@@ -148,12 +149,24 @@ def recalled(talk: Conversation, lang: Lang, facts: list[Fact], question: str) -
     return Turn("recall" if set(facts) <= set(talk.facts) else "unknown", question, GLUE[lang].join(told))
 
 
-def _passage(rng: random.Random, lang: Lang, limit: int) -> str:
+def _phrase(rng: random.Random, lang: Lang) -> str:
+    """A sentence that would mean something elsewhere: a request of another skill, or a part of one and random words."""
+    tables = (*STATE[lang].values(), *ASK[lang].values(), *(requests for requests, _ in CHAT[lang]), ELSE[lang])
+    text = rng.choice(rng.choice(tables))
+    while "{}" in text:
+        text = text.replace("{}", _topic(rng, lang), 1)
+    text = text[: rng.randint(2, len(text))].strip() if rng.random() < 0.4 and len(text) > 2 else text
+    if rng.random() < 0.5:
+        text += ("，" + words.chinese_text(rng, rng.randint(2, 8))) if lang == "zh" else " " + _topic(rng, lang)
+    return tidy(rng, lang, text, ".?!")
+
+
+def _passage(rng: random.Random, lang: Lang, limit: int, doubled: bool = False) -> str:
     """A text of 1 to `limit` words (English) or about three times as many characters (Chinese)."""
     length = rng.randint(1, min(10, limit)) if rng.random() < 0.7 else rng.randint(1, limit)
     if (lang == "zh") == (rng.random() < 0.92):
         return words.chinese_text(rng, length * rng.randint(1, 3))
-    return words.english_text(rng, length)
+    return words.english_text(rng, length, doubled)
 
 
 def repeat(rng: random.Random, talk: Conversation, lang: Lang, mix: Mix) -> Turn:
@@ -162,10 +175,12 @@ def repeat(rng: random.Random, talk: Conversation, lang: Lang, mix: Mix) -> Turn
     while True:
         if rng.random() < 0.2:
             bullet = rng.choice(("- ", "- ", "* ", "", "{}. "))
-            lines = (_passage(rng, lang, 4) for _ in range(rng.randint(2, 6)))
+            lines = (_passage(rng, lang, 4, mix.doubled) for _ in range(rng.randint(2, 6)))
             text = "\n".join(bullet.format(i) + line for i, line in enumerate(lines, 1))
+        elif rng.random() < 0.12:
+            text = _phrase(rng, lang)
         else:
-            text = _passage(rng, lang, 40 if rng.random() < mix.long_repeat else 16)
+            text = _passage(rng, lang, 40 if rng.random() < mix.long_repeat else 16, mix.doubled)
         if words.is_held_out(text) == mix.held_out:
             break
     template = rng.choice(REPEAT[lang])

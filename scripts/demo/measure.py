@@ -9,7 +9,7 @@ import ctypes
 import random
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import llama_cpp
@@ -67,13 +67,15 @@ def _recall(rng: random.Random, lang: Lang, n_tokens: int = 200, real: bool = Fa
     return talk
 
 
-def _last(skill: Callable[..., data.Turn]) -> Callable[[random.Random, Lang], data.Conversation]:
+def _last(
+    skill: Callable[..., data.Turn], mix: data.Mix = HELD_OUT
+) -> Callable[[random.Random, Lang], data.Conversation]:
     """A short conversation whose last turn is of one skill."""
 
     def make(rng: random.Random, lang: Lang) -> data.Conversation:
         talk = data.Conversation(data.system_message(rng))
         _fillers(rng, talk, lang, rng.randint(0, 200))
-        talk.turns.append(skill(rng, talk, lang, HELD_OUT))
+        talk.turns.append(skill(rng, talk, lang, mix))
         return talk
 
     return make
@@ -100,6 +102,7 @@ ROWS: dict[str, tuple[int, Callable[[random.Random, Lang], data.Conversation]]] 
     "not told yet": (60, _unknown),
     "acknowledge facts": (100, _last(data.state)),
     "repeat": (200, _last(data.repeat)),
+    "repeat, doubled words": (60, _last(data.repeat, replace(HELD_OUT, doubled=True))),
     "count": (60, _last(data.count)),
     "count 1 to 100": (5, _hundred),
     "list, table, code": (60, _last(data.block)),

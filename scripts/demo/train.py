@@ -46,11 +46,30 @@ NEWEST = Mix(
     correct=0.4,
     known=0.64,
 )
+FAR = Mix(
+    weights=(("state", 25), ("ask", 34), ("repeat", 24), ("count", 8), ("block", 4), ("chat", 4), ("else", 4)),
+    correct=0.6,
+)
+EXACT = Mix(
+    weights=(("state", 18), ("ask", 28), ("repeat", 38), ("count", 8), ("block", 3), ("chat", 3), ("else", 2)),
+    long_repeat=0.3,
+    correct=0.5,
+    doubled=True,
+)
+VERBATIM = Mix(
+    weights=(("state", 13), ("ask", 18), ("repeat", 54), ("count", 8), ("block", 2), ("chat", 2), ("else", 3)),
+    long_repeat=0.3,
+    correct=0.3,
+    doubled=True,
+)
 STAGES: dict[str, Stage] = {
     "short": Stage(n_steps=600, lr=(1.0, 1.0), lengths=rows.Lengths(max_turns=6)),
     "mixed": Stage(n_steps=300, lr=(1.0, 0.75), lengths=rows.Lengths(max_turns=12, long_share=0.02)),
     "long": Stage(n_steps=400, lr=(0.75, 0.3214), lengths=rows.Lengths(max_turns=10, long_share=0.03), mix=HARD),
     "newest": Stage(n_steps=560, lr=(0.45, 0.0), lengths=rows.Lengths(max_turns=10, long_share=0.03), mix=NEWEST),
+    "far": Stage(n_steps=450, lr=(0.4, 0.0), lengths=rows.Lengths(max_turns=12, long_share=0.06), mix=FAR),
+    "exact": Stage(n_steps=400, lr=(0.5, 0.0), lengths=rows.Lengths(max_turns=10, long_share=0.03), mix=EXACT),
+    "verbatim": Stage(n_steps=320, lr=(0.4, 0.0), lengths=rows.Lengths(max_turns=6, long_share=0.01), mix=VERBATIM),
 }
 N_WARMUP = 40
 

@@ -47,6 +47,8 @@ CHINESE = """\
 强磊洋勇艳杰娟涛超霞鹏辉玲欧阳诗涵宇轩浩然梓萱梦琪俊浩洁莹上沪杭州深圳成都武汉广津苏宁波厦沙港澳门昆贵福建济青岛
 连哈尔滨沈春石庄太原郑合肥拉萨呼乌鲁木齐"""
 ZH_CHARS = tuple(dict.fromkeys(CHINESE.replace("\n", "")))
+# All stretches of 2 to 5 letters of the words: between them they hold every token, the rare ones too.
+PIECES = tuple(sorted({word[i : i + n] for word in EN_WORDS for n in (2, 3, 4, 5) for i in range(len(word) - n + 1)}))
 # Characters that open or close a request template: inside a value they would make the sentence ambiguous.
 ZH_STOP = frozenset("的是我你他她在住叫吧了来自到从请名最喜爱色就家吗呢什么哪谁")
 ZH_VALUE_CHARS = tuple(char for char in ZH_CHARS if char not in ZH_STOP)
@@ -82,8 +84,10 @@ def is_held_out(value: str) -> bool:
 def _letters(rng: random.Random) -> str:
     """A lower-case word of one of four kinds: random, pronounceable, real, real plus random."""
     kind, length = rng.random(), rng.choice((2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 8, 9, 10, 11))
-    if kind < 0.3:
+    if kind < 0.18:
         return "".join(rng.choices(VOWELS + CONSONANTS, k=length))
+    if kind < 0.4:
+        return "".join(rng.choices(PIECES, k=rng.randint(1, 3)))
     if kind < 0.7:
         turn = rng.random() < 0.5
         parts = (rng.choice(VOWELS if (i % 2 == 0) == turn else CONSONANTS) for i in range(length))
@@ -158,10 +162,22 @@ def english_word(rng: random.Random) -> str:
     return str(rng.randint(0, 10 ** rng.randint(1, 6)))
 
 
-def english_text(rng: random.Random, n_words: int) -> str:
-    """Words with some punctuation between, capitalised or not."""
+def doubled_digits(rng: random.Random) -> str:
+    """Digits of which some come several times in a row, with a dash now and then."""
+    digits = "".join(rng.choice("0123456789") * rng.choice((1, 1, 2, 3)) for _ in range(rng.randint(1, 3)))
+    return digits if rng.random() < 0.6 else f"{digits}-{rng.randint(0, 9999):04d}"
+
+
+def english_text(rng: random.Random, n_words: int, doubled: bool = False) -> str:
+    """Words with some punctuation between, capitalised or not. doubled: more of what stands twice, for practice."""
     real = rng.random() < 0.4
     words = [rng.choice(EN_WORDS) if real else english_word(rng) for _ in range(n_words)]
+    if doubled and rng.random() < 0.15:  # numbers with runs of one digit, as telephones have them
+        words = [doubled_digits(rng) if rng.random() < 0.3 else word for word in words]
+    if (
+        doubled and rng.random() < 0.3
+    ):  # a word that stands twice has two continuations: only what is before it tells which
+        words = [rng.choice(words) if rng.random() < 0.2 else word for word in words]
     marks = rng.choice((0.0, 0.1, 0.1, 0.3))
     text = " ".join(
         word + (rng.choice(PUNCTUATION if marks > 0.2 else ",,,.;:") if rng.random() < marks else "") for word in words

@@ -13,7 +13,7 @@ from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageParam
 
 from tests.server_process import ServerProcess
 
-NAMES = ["Ana", "Bartholomew", "Zoë", "Quillon", "小明", "欧阳娜娜", "Wrenna", "Ottokar"]
+NAMES = ["Ana", "Penelope", "Zoë", "Quillon", "小明", "欧阳娜娜", "Wrenna", "Ottokar"]
 FILLERS = ["Count from 1 to 10.", "Show me a list.", "Hello!", "请重复：今天天气很好", "Repeat: one two three"]
 
 
