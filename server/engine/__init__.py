@@ -3,7 +3,8 @@
 import os
 
 # llama.cpp's threads meet some 200 times a token, and libgomp lets them spin at each meeting for milliseconds by
-# default. While another program has one of the cores (the browser that shows the answer, say), they spin against
-# each other: 2 threads on 2 busy cores took 360 to 560 ms a token. Spinning for microseconds and sleeping then takes
-# 63 ms, and on a quiet machine the 14 ms that it took before. libgomp reads this when it is loaded, with llama_cpp.
-os.environ.setdefault("GOMP_SPINCOUNT", "500")
+# default. While other programs have the cores (the browser that shows the answer, say), they spin against each other:
+# tokens took up to 220 ms beside two busy loops, and seconds beside a compiler. Spinning for some 70 µs and sleeping
+# then: 33 to 110 ms there, and 72 tokens/s over HTTP on a quiet machine, as with the default; with a tenth of it 64.
+# libgomp reads this when it is loaded, with llama_cpp.
+os.environ.setdefault("GOMP_SPINCOUNT", "5000")

@@ -28,8 +28,7 @@ from server.errors import ContextOverflow, EngineFailed, QueueFull, ShuttingDown
 log = logging.getLogger("sparrow.engine")
 
 YIELD_S = 1e-6
-"""Really 60 µs, in which the event loop gets the GIL and sends what is new: 69 tokens/s instead of 64, for it takes
-no core from llama.cpp's threads while they compute the next step."""
+"""Really 60 µs, in which the event loop gets the GIL and sends: later it would take a core from the next step."""
 
 MAX_WAITING = 32
 """Requests that may wait for a slot; one more is told to come back later."""
