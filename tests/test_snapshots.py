@@ -151,6 +151,7 @@ def opened(
     """Snapshots with their index read; the first time that hashes the model."""
     made = Snapshots(memory, folder, model, settings, N_EXACT, quota)  # type: ignore[arg-type]
     made.start()
+    made._hash_unhashed()
     if made._job:
         made._job.join()
     return made

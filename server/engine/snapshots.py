@@ -65,9 +65,10 @@ class Snapshots:
         self._n_ctx, self._n_bytes = n_ctx, n_bytes
         self._archive: Archive | None = None
         self._job: threading.Thread | None = None
+        self._unhashed: Path | None = None
 
     def start(self) -> None:
-        """Reads the index at once if the model file is the one of last time; else hashes it first, in a thread."""
+        """Reads the index at once if the model file is the one of last time; else hashes it when nobody waits."""
         if self._folder is None:
             return
         if not self._n_bytes:
@@ -76,7 +77,14 @@ class Snapshots:
         if known:
             self._open(self._folder, known)
         else:
-            self._start(self._open_unknown, self._folder)
+            self._unhashed = self._folder
+
+    def _hash_unhashed(self) -> bool:
+        """It takes a core for a second: not at the start, when somebody asks the first question. True: it has begun."""
+        folder, self._unhashed = self._unhashed, None
+        if folder:
+            self._start(self._open_unknown, folder)
+        return bool(folder)
 
     def _open_unknown(self, folder: Path) -> None:
         digest = _hash_of(self._model)
@@ -149,6 +157,8 @@ class Snapshots:
     def _save_one(self, slots: SlotTable, may_cut: bool) -> bool:
         """Start to write the next slot that needs it. False: none does. One at a time, so that one is in memory."""
         if self._job and self._job.is_alive():
+            return True
+        if self._hash_unhashed():
             return True
         found = slots.next_unsaved(may_cut) if self._archive else None
         if self._archive is None or found is None:
