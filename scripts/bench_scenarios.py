@@ -94,6 +94,7 @@ def _as_guest(measure: Callable[[Guest], Figures], program: str = USUAL) -> Call
 
 def _one(guest: Guest) -> Figures:
     sizes, load_s = guest.sizes, guest.server.load_s
+    guest.chat(guest.prompt(sizes.n_short), min(8, sizes.n_tokens))  # bench_raw does so too: first steps touch memory
     short = guest.chat(guest.prompt(sizes.n_short), sizes.n_tokens)
     long = guest.chat(guest.prompt(sizes.n_long), 1)
     figures = {
