@@ -107,13 +107,17 @@ def test_with_another_model_it_goes_on_behind_the_text(server: ServerProcess, tm
     with EventSource(browser, answer) as reader:
         seen = break_off(server, reader, 150)
         saved = row(tmp_path, answer)[1]
+        if not saved:  # a fast machine was killed before its first save: what a slower one would have kept
+            saved = seen[:100]
+            with closing(sqlite3.connect(tmp_path / "sparrow.db")) as db:
+                db.execute("UPDATE messages SET content = ? WHERE id = ?", (saved, answer))
+                db.commit()
         flags = ["--model", str(tiny_path), "--data-dir", str(tmp_path), "--ctx", "512"]
         with ServerProcess(flags, port=int(server.url.rpartition(":")[2])):
             text = reader.whole()
     assert reader.n_resets == 1 and seen.startswith(saved)
     assert text.startswith(saved) and len(text) > len(saved), "the random model says something"
-    # A fast machine may be killed before the first save; then all of it is the random model's.
-    assert not saved or saved[:10] not in text[len(saved) :]
+    assert saved[:10] not in text[len(saved) :]
 
 
 def test_an_answer_that_always_ends_the_server_stops_going_on_by_itself(server: ServerProcess, tmp_path: Path) -> None:
