@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import random
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from server.chat import Chat, ChatMessage
 from server.engine.engine import MAX_WAITING, Engine
 from server.engine.llama import DecodeStatus, SamplerChain
 from server.engine.loader import open_engine
-from server.engine.request import Request
+from server.engine.request import EMIT_S, Request
 from server.engine.sampling import SamplingParams
 from server.engine.scheduler import Batch
 from server.engine.sequence import Event, Finished, TextDelta
@@ -76,6 +77,19 @@ def test_an_answer_of_twelve_tokens(engine: Engine) -> None:
     assert finished.reason == "length" and finished.error is None
     assert (finished.usage.n_prompt, finished.usage.n_completion, finished.usage.n_reused) == (11, 12, 0)
     assert finished.usage.prompt_s >= 0 and finished.usage.decode_s >= 0
+
+
+def test_text_is_handed_out_at_once_and_then_as_often_as_a_screen_shows_it(engine: Engine) -> None:
+    began, reader = time.monotonic(), ask(engine, "Count", replace(GREEDY, max_tokens=150))
+    sizes = list[int]()
+    while reader.finished is None:
+        sizes.append(-len(reader.tokens))
+        reader.next()
+        sizes[-1] += len(reader.tokens)
+    *sizes, n_last = sizes
+    assert n_last == 0 and 0 <= 150 - sum(sizes) < 4, "tokens that only begin a character go with the next text"
+    assert sizes[0] < 4, "the first text waited"
+    assert len(sizes) <= (time.monotonic() - began) / EMIT_S + 2  # the last one waits for nothing
 
 
 def test_the_same_seed_gives_the_same_text_and_another_seed_another(engine: Engine) -> None:

@@ -237,7 +237,7 @@ class Engine:
         reason: FinishReason | None = "stop" if request.has_stopped else "length" if request.sequence.is_full else None
         if reason:
             request.flush()
-        self._emit_text(request)
+        self._emit_text(request, is_last=reason is not None)
         if reason:
             self._finish(request, reason)
 
@@ -246,8 +246,8 @@ class Engine:
             if span.sequence.is_draft and not span.sequence.n_pending:
                 self._finish(self._by_sequence[id(span.sequence)], "length")
 
-    def _emit_text(self, request: Request) -> None:
-        delta = request.take()
+    def _emit_text(self, request: Request, *, is_last: bool) -> None:
+        delta = request.take(is_last=is_last)
         if delta is not None:
             self._emit(request, delta)
 
@@ -270,7 +270,7 @@ class Engine:
         request = self._requests.get(request_id)
         if request is not None:
             request.flush()
-            self._emit_text(request)
+            self._emit_text(request, is_last=True)
             self._finish(request, "cancelled")
 
     def _finish(self, request: Request, reason: FinishReason, error: SparrowError | None = None) -> None:

@@ -18,6 +18,10 @@ from server.engine.vocab import Vocab
 Sink = Callable[[Event], None]
 """Called on the engine's thread, at most once per step and sequence: it must return at once and not raise."""
 
+EMIT_S = 0.02
+"""At most 50 deliveries a second and answer: each takes a core from the next step for a moment, and no screen shows
+more. One stream over HTTP: 70.2 tokens/s, 67.0 with a delivery per token; llama_decode alone does 72.3."""
+
 _ids = itertools.count(1)
 
 
@@ -36,6 +40,7 @@ class Request:
         self._text.push(shown)
         self._ready = ""
         self._n_taken = sequence.n_prompt
+        self._t_taken = -EMIT_S
         self._chain: SamplerChain | None = None
         self._lookup: Lookup | None = None
         self._t_submitted = time.monotonic()
@@ -67,12 +72,13 @@ class Request:
         """No token follows: what was held back is ready too."""
         self._ready += self._text.flush()
 
-    def take(self) -> TextDelta | None:
-        """What has become ready since the last time that something had."""
-        if not self._ready:
+    def take(self, *, is_last: bool = False) -> TextDelta | None:
+        """What has become ready since the last time that something was taken; within EMIT_S of it only the last."""
+        now = time.monotonic()
+        if not self._ready or (now - self._t_taken < EMIT_S and not is_last):
             return None
         delta = TextDelta(self._ready, tuple(self.sequence.tokens[self._n_taken :]))
-        self._ready, self._n_taken = "", len(self.sequence.tokens)
+        self._ready, self._n_taken, self._t_taken = "", len(self.sequence.tokens), now
         return delta
 
     def guesses(self, n_most: int) -> list[int]:
