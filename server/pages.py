@@ -10,12 +10,10 @@ Whose conversation it is, says the session cookie. Errors of POST are JSON, made
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -23,23 +21,18 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from server.answers import ending, may_revive
+from server import answer_events
+from server.answers import may_revive
 from server.body import read_json
-from server.engine.sequence import Event, TextDelta
 from server.errors import InvalidField, InvalidRequest, NotFound, TooLarge
-from server.records import Conversation, Ending, Message, Status
+from server.records import Conversation, Message
+from server.session import keep_session, owner_of
 from server.state import AppState
-from server.streams import RUN, SSEResponse, frames, sse
 from server.templating import render
-
-COOKIE = "sparrow"
-COOKIE_S = 400 * 24 * 3600
-"""As long as browsers keep a cookie at all."""
 
 MAX_TEXT = 100_000
 """Characters of a message; the model's longest context holds about as many of English."""
 
-_SESSION = re.compile(r"[A-Za-z0-9_-]{22}")
 _KEY = re.compile(r"[A-Za-z0-9_-]{16,64}")
 
 
@@ -49,17 +42,6 @@ class Shown:
 
     message: Message
     after: int = 0
-
-
-def _owner(request: Request[AppState]) -> str:
-    """The session of this browser; "" owns nothing."""
-    value = request.cookies.get(COOKIE, "")
-    return value if _SESSION.fullmatch(value) else ""
-
-
-def _keep_session(request: Request[AppState], response: Response, owner: str) -> None:
-    secure = request.url.scheme == "https"
-    response.set_cookie(COOKIE, owner, max_age=COOKIE_S, httponly=True, samesite="lax", secure=secure)
 
 
 async def home(request: Request[AppState]) -> Response:
@@ -74,14 +56,14 @@ async def conversation(request: Request[AppState]) -> Response:
     """
     store = request.state["store"]
     try:
-        found = await store.conversation(_owner(request), request.path_params["id"])
+        found = await store.conversation(owner_of(request), request.path_params["id"])
     except NotFound:
         return HTMLResponse(render("gone.html", _language(request)), status_code=404)
     return await _page(request, found, await store.thread(found.id))
 
 
 async def _page(request: Request[AppState], found: Conversation | None, thread: Sequence[Message]) -> Response:
-    owner = _owner(request)
+    owner = owner_of(request)
     # 50 ms for 500 messages: not on the loop, where the streams of others would wait for it.
     html = await run_in_threadpool(
         render,
@@ -96,7 +78,7 @@ async def _page(request: Request[AppState], found: Conversation | None, thread: 
     # Out of a cache, an answer would be shown as it was when it was half written.
     response = HTMLResponse(html, headers={"Cache-Control": "no-store", "Vary": "Accept-Language, Cookie"})
     if not owner:
-        _keep_session(request, response, secrets.token_urlsafe(16))
+        keep_session(request, response, secrets.token_urlsafe(16))
     return response
 
 
@@ -127,7 +109,7 @@ async def ask(request: Request[AppState]) -> Response:
     """POST /messages: 201 with what was begun, 200 when this key was sent before."""
     body = await _json(request)
     text, key, conversation_id = _text(body), _key(body), _conversation(body)
-    owner = _owner(request) or secrets.token_urlsafe(16)
+    owner = owner_of(request) or secrets.token_urlsafe(16)
     exchange = await request.state["answers"].ask(owner, conversation_id, text, key)
     found = exchange.conversation
     response = JSONResponse(
@@ -139,15 +121,15 @@ async def ask(request: Request[AppState]) -> Response:
         },
         status_code=201 if exchange.is_new else 200,
     )
-    if not _owner(request):
-        _keep_session(request, response, owner)
+    if not owner_of(request):
+        keep_session(request, response, owner)
     return response
 
 
 async def stop(request: Request[AppState]) -> Response:
     """POST /answers/{id}/stop: the answer ends as it stands; the events say so."""
     await _json(request)
-    answer = await request.state["store"].message(_owner(request), request.path_params["id"])
+    answer = await request.state["store"].message(owner_of(request), request.path_params["id"])
     request.state["answers"].stop(answer.id)
     return Response(status_code=204)
 
@@ -155,7 +137,7 @@ async def stop(request: Request[AppState]) -> Response:
 async def resume(request: Request[AppState]) -> Response:
     """POST /answers/{id}/continue: an answer that was cut off goes on behind its last word, under the same id."""
     await _json(request)
-    answer = await request.state["answers"].resume(_owner(request), request.path_params["id"])
+    answer = await request.state["answers"].resume(owner_of(request), request.path_params["id"])
     return JSONResponse({"answer": answer.id})
 
 
@@ -166,58 +148,15 @@ async def draft(request: Request[AppState]) -> Response:
     if not isinstance(text, str):
         raise InvalidField("text", "give what stands in the box.")
     if len(text) <= MAX_TEXT:
-        await request.state["answers"].draft(_owner(request), conversation_id, _clean(text))
+        await request.state["answers"].draft(owner_of(request), conversation_id, _clean(text))
     return Response(status_code=204)
 
 
 async def retry(request: Request[AppState]) -> Response:
     """POST /answers/{id}/retry: another answer to the same question."""
     await _json(request)
-    answer = await request.state["answers"].retry(_owner(request), request.path_params["id"])
+    answer = await request.state["answers"].retry(owner_of(request), request.path_params["id"])
     return JSONResponse({"answer": answer.id}, status_code=201)
-
-
-async def events(request: Request[AppState]) -> Response:
-    """GET /answers/{id}/events?after=n: what came after event n; Last-Event-ID, when a browser comes back, wins.
-
-    An answer that the server's end has cut off goes on now that somebody listens.
-    """
-    owner = _owner(request)
-    answer = await request.state["store"].message(owner, request.path_params["id"])
-    answer = await request.state["answers"].revive(owner, answer)
-    seen = request.headers.get("last-event-id") or request.query_params.get("after", "0")
-    log = request.state["streams"].get(answer.id)
-    if seen == "end" or (log is not None and log.finished and seen == str(log.last)):
-        return Response(status_code=204)  # the only status that keeps an EventSource from asking again
-    if log is None:
-        return SSEResponse(_stored(answer))
-    after = int(seen) if seen.isascii() and seen.isdigit() else 0
-    return SSEResponse(frames(log, partial(_encode, answer.n_dropped), after=after))
-
-
-def _encode(n_dropped: int, n: int, event: Event) -> bytes:
-    if isinstance(event, TextDelta):
-        is_resumed_from = n > RUN and n % RUN == 1
-        return _frame("reset" if is_resumed_from else "delta", n, {"text": event.text})
-    # Whoever still listens pressed Stop: a server that goes down lets its listeners go before it cancels.
-    return _frame("end", n, _end(ending(event, "", stopped=True), n_dropped))
-
-
-async def _stored(answer: Message) -> AsyncIterator[bytes]:
-    """The events of an answer whose log has gone: the whole text at once, and the end."""
-    status: Status = "interrupted" if answer.status == "streaming" else answer.status
-    yield _frame("reset", 0, {"text": answer.content})
-    yield _frame("end", "end", _end(Ending("", status, answer.finish_reason, answer.failure), answer.n_dropped))
-
-
-def _end(end: Ending, n_dropped: int) -> dict[str, Any]:
-    failure = end.failure
-    error = None if failure is None else {"code": failure.code, "message": failure.message}
-    return {"status": end.status, "reason": end.finish_reason, "error": error, "dropped": n_dropped}
-
-
-def _frame(event: str, id: int | str, data: dict[str, Any]) -> bytes:
-    return sse(json.dumps(data, ensure_ascii=False, separators=(",", ":")), id=id, event=event)
 
 
 async def _json(request: Request[AppState]) -> dict[str, Any]:
@@ -257,10 +196,10 @@ def _key(body: dict[str, Any]) -> str:
 
 
 routes: list[BaseRoute] = [
+    *answer_events.routes,
     Route("/", home),
     Route("/c/{id}", conversation),
     Route("/messages", ask, methods=["POST"]),
-    Route("/answers/{id:int}/events", events),
     Route("/answers/{id:int}/stop", stop, methods=["POST"]),
     Route("/answers/{id:int}/continue", resume, methods=["POST"]),
     Route("/answers/{id:int}/retry", retry, methods=["POST"]),

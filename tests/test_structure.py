@@ -15,6 +15,8 @@ LAYERS = [
     ["scripts"],
     ["server.app"],
     ["server.api", "server.pages"],
+    ["server.answer_events"],
+    ["server.session"],
     ["server.state", "server.api_request", "server.templating"],
     ["server.answers"],
     ["server.drafts"],
