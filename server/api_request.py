@@ -9,6 +9,7 @@ from typing import Any, cast
 from server.chat import ChatMessage, Role
 from server.engine.sampling import SamplingParams
 from server.errors import InvalidField
+from server.fields import number
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 
@@ -92,11 +93,11 @@ def _content(given: Any, where: str) -> str:
 
 def _params(body: Mapping[str, Any], defaults: SamplingParams) -> SamplingParams:
     given: dict[str, Any] = {
-        field: _number(body[field], field, kind) for field, kind in _NUMBERS.items() if _has(body, field)
+        field: number(body[field], field, kind) for field, kind in _NUMBERS.items() if _has(body, field)
     }
     for field in ("max_tokens", "max_completion_tokens"):
         if _has(body, field):
-            given["max_tokens"] = _number(body[field], field, int)
+            given["max_tokens"] = number(body[field], field, int)
     if _has(body, "stop"):
         given["stop"] = _stops(body["stop"])
     return replace(defaults, ignore_eos=_flag(body, "ignore_eos"), **given)
@@ -104,16 +105,6 @@ def _params(body: Mapping[str, Any], defaults: SamplingParams) -> SamplingParams
 
 def _has(body: Mapping[str, Any], field: str) -> bool:
     return body.get(field) is not None
-
-
-def _number(given: Any, field: str, kind: type[int] | type[float]) -> float | int:
-    """JSON knows one kind of number; Python's reads NaN, Infinity and numbers of any size too."""
-    wanted = "whole number" if kind is int else "number"
-    if isinstance(given, bool) or not isinstance(given, (int, float)):
-        raise InvalidField(field, f"give a {wanted}.")
-    if not abs(given) < 1e30 or (kind is int and given != int(given)):
-        raise InvalidField(field, f"{str(given)[:20]} is no {wanted} that can be used.")
-    return kind(given)
 
 
 def _stops(given: Any) -> tuple[str, ...]:

@@ -1,47 +1,44 @@
 """The chat page: GET / and /c/{id} are HTML that is complete without a script; the script only sends and listens.
 
-    POST /messages {text, key, conversation?}   a question; its answer begins
-    GET  /answers/{id}/events                   the answer as server-sent events: delta, reset, end
-    POST /answers/{id}/stop, /answers/{id}/continue, /answers/{id}/retry
-    POST /drafts {text, conversation?}          what stands in the box, to be read before it is sent
-
-Whose conversation it is, says the session cookie. Errors of POST are JSON, made by the app from the error tree.
+Whose conversation it is, says the session cookie.
 """
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+from markupsafe import Markup, escape
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from server import answer_events
+from server import answer_events, asking
 from server.answers import may_revive
-from server.body import read_json
-from server.errors import InvalidField, InvalidRequest, NotFound, TooLarge
+from server.errors import NotFound
+from server.preferences import Preferences
 from server.records import Conversation, Message
 from server.session import keep_session, owner_of
 from server.state import AppState
 from server.templating import render
 
-MAX_TEXT = 100_000
-"""Characters of a message; the model's longest context holds about as many of English."""
-
-_KEY = re.compile(r"[A-Za-z0-9_-]{16,64}")
-
 
 @dataclass(frozen=True)
 class Shown:
-    """A message as the page shows it. `after`: number of the last event that `message.content` covers."""
+    """A message as the page shows it. `after`: number of the last event that `message.content` covers.
+
+    html: an answer's finished blocks, safe to show; open: its block that is not finished, "" when all are.
+    siblings: ids of the messages that could stand here, oldest first; `message` is siblings[sibling_at].
+    """
 
     message: Message
     after: int = 0
+    html: Markup = Markup()
+    open: Markup = Markup()
+    siblings: tuple[int, ...] = ()
+    sibling_at: int = 0
 
 
 async def home(request: Request[AppState]) -> Response:
@@ -72,8 +69,14 @@ async def _page(request: Request[AppState], found: Conversation | None, thread: 
         model=request.state["engine"].model,
         conversation=found,
         recent=await request.state["store"].recent(owner),
-        thread=[*(Shown(message) for message in thread[:-1]), *(_shown(request, last) for last in thread[-1:])],
+        more="",
+        query="",
+        thread=[*(_whole(message) for message in thread[:-1]), *(_shown(request, last) for last in thread[-1:])],
         memory_begins=_memory_begins(thread),
+        context_used=_context_used(thread),
+        preferences=Preferences(),
+        official=request.state["engine"].sampling_defaults,
+        form_token="",
     )
     # Out of a cache, an answer would be shown as it was when it was half written.
     response = HTMLResponse(html, headers={"Cache-Control": "no-store", "Vary": "Accept-Language, Cookie"})
@@ -86,16 +89,26 @@ def _language(request: Request[AppState]) -> str:
     return request.headers.get("accept-language", "")
 
 
+def _whole(message: Message) -> Shown:
+    return Shown(message, html=escape(message.content), siblings=(message.id,))
+
+
 def _shown(request: Request[AppState], last: Message) -> Shown:
     """The last message: while an answer is being written its log is ahead of the store."""
     if may_revive(last):
-        return Shown(replace(last, status="streaming"))
+        return _whole(replace(last, status="streaming"))
     if last.status != "streaming":
-        return Shown(last)
+        return _whole(last)
     log = request.state["streams"].get(last.id)
     if log is None:  # its question was stored a moment ago, and it begins
-        return Shown(last)
-    return Shown(replace(last, content=log.text), after=log.last - (log.finished is not None))
+        return _whole(last)
+    return replace(_whole(replace(last, content=log.text)), after=log.last - (log.finished is not None))
+
+
+def _context_used(thread: Sequence[Message]) -> int | None:
+    """Tokens of the last prompt and its answer; None: nothing was answered yet."""
+    usage = next((message.usage for message in reversed(thread) if message.usage), None)
+    return None if usage is None else usage.n_prompt + usage.n_completion
 
 
 def _memory_begins(thread: Sequence[Message]) -> int | None:
@@ -105,103 +118,9 @@ def _memory_begins(thread: Sequence[Message]) -> int | None:
     return seen[0] if n_dropped and seen else None
 
 
-async def ask(request: Request[AppState]) -> Response:
-    """POST /messages: 201 with what was begun, 200 when this key was sent before."""
-    body = await _json(request)
-    text, key, conversation_id = _text(body), _key(body), _conversation(body)
-    owner = owner_of(request) or secrets.token_urlsafe(16)
-    exchange = await request.state["answers"].ask(owner, conversation_id, text, key)
-    found = exchange.conversation
-    response = JSONResponse(
-        {
-            "conversation": {"id": found.id, "url": f"/c/{found.id}", "title": found.title},
-            "parent": exchange.question.parent_id,
-            "question": exchange.question.id,
-            "answer": exchange.answer.id,
-        },
-        status_code=201 if exchange.is_new else 200,
-    )
-    if not owner_of(request):
-        keep_session(request, response, owner)
-    return response
-
-
-async def stop(request: Request[AppState]) -> Response:
-    """POST /answers/{id}/stop: the answer ends as it stands; the events say so."""
-    await _json(request)
-    answer = await request.state["store"].message(owner_of(request), request.path_params["id"])
-    request.state["answers"].stop(answer.id)
-    return Response(status_code=204)
-
-
-async def resume(request: Request[AppState]) -> Response:
-    """POST /answers/{id}/continue: an answer that was cut off goes on behind its last word, under the same id."""
-    await _json(request)
-    answer = await request.state["answers"].resume(owner_of(request), request.path_params["id"])
-    return JSONResponse({"answer": answer.id})
-
-
-async def draft(request: Request[AppState]) -> Response:
-    """POST /drafts: 204, whether it can be read or not: nobody waits for it. "" takes the last one back."""
-    body = await _json(request)
-    text, conversation_id = body.get("text"), _conversation(body)
-    if not isinstance(text, str):
-        raise InvalidField("text", "give what stands in the box.")
-    if len(text) <= MAX_TEXT:
-        await request.state["answers"].draft(owner_of(request), conversation_id, _clean(text))
-    return Response(status_code=204)
-
-
-async def retry(request: Request[AppState]) -> Response:
-    """POST /answers/{id}/retry: another answer to the same question."""
-    await _json(request)
-    answer = await request.state["answers"].retry(owner_of(request), request.path_params["id"])
-    return JSONResponse({"answer": answer.id}, status_code=201)
-
-
-async def _json(request: Request[AppState]) -> dict[str, Any]:
-    """The body, which no form of another site can send: application/json needs the permission of this one."""
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise InvalidRequest("Send the body as application/json.")
-    return await read_json(request)
-
-
-def _text(body: dict[str, Any]) -> str:
-    text = body.get("text")
-    if not isinstance(text, str) or not text.strip():
-        raise InvalidField("text", "write something first.")
-    if len(text) > MAX_TEXT:
-        raise TooLarge(f"The message has {len(text):,} characters; at most {MAX_TEXT:,} can be sent.", param="text")
-    return _clean(text)
-
-
-def _clean(text: str) -> str:
-    """A lone surrogate is no text: neither SQLite nor the tokenizer takes it."""
-    return text.strip().encode("utf-8", "replace").decode("utf-8")
-
-
-def _conversation(body: dict[str, Any]) -> str | None:
-    id = body.get("conversation")
-    if not isinstance(id, (str, type(None))):
-        raise InvalidField("conversation", "give the id of a conversation, or leave it out for a new one.")
-    return id
-
-
-def _key(body: dict[str, Any]) -> str:
-    """The sender's own name for this question; without one, nothing protects from sending it twice."""
-    key = body.get("key", secrets.token_urlsafe(16))
-    if not isinstance(key, str) or not _KEY.fullmatch(key):
-        raise InvalidField("key", "give 16 to 64 letters, digits, - or _.")
-    return key
-
-
 routes: list[BaseRoute] = [
-    *answer_events.routes,
     Route("/", home),
     Route("/c/{id}", conversation),
-    Route("/messages", ask, methods=["POST"]),
-    Route("/answers/{id:int}/stop", stop, methods=["POST"]),
-    Route("/answers/{id:int}/continue", resume, methods=["POST"]),
-    Route("/answers/{id:int}/retry", retry, methods=["POST"]),
-    Route("/drafts", draft, methods=["POST"]),
+    *answer_events.routes,
+    *asking.routes,
 ]

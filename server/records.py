@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from server.engine.sequence import FinishReason, Usage
 from server.errors import NotFound
+from server.preferences import ChatSettings
 
 Role = Literal["user", "assistant"]
 Status = Literal["streaming", "done", "stopped", "error", "interrupted"]
@@ -32,6 +33,10 @@ class Conversation:
     title: str
     created_at: float
     updated_at: float
+    pinned: bool = False
+    settings: ChatSettings = ChatSettings()
+    snippet: tuple[tuple[str, bool], ...] = ()
+    """Of a message that a search found: its text around what was looked for, in parts; True: this part is it."""
 
 
 @dataclass(frozen=True, slots=True)

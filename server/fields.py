@@ -1,0 +1,37 @@
+"""Fields of a request's JSON, checked. Everything wrong is an InvalidField that names the field and what it takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from server.errors import InvalidField
+
+
+def number(given: Any, field: str, kind: type[int] | type[float]) -> float | int:
+    """JSON knows one kind of number; Python's reads NaN, Infinity and numbers of any size too."""
+    wanted = "whole number" if kind is int else "number"
+    if isinstance(given, bool) or not isinstance(given, (int, float)):
+        raise InvalidField(field, f"give a {wanted}.")
+    if not abs(given) < 1e30 or (kind is int and given != int(given)):
+        raise InvalidField(field, f"{str(given)[:20]} is no {wanted} that can be used.")
+    return kind(given)
+
+
+def flag(given: Any, field: str) -> bool:
+    if not isinstance(given, bool):
+        raise InvalidField(field, "give true or false.")
+    return given
+
+
+def text(given: Any, field: str, n_most: int) -> str:
+    """A text that can be stored, its ends trimmed."""
+    if not isinstance(given, str):
+        raise InvalidField(field, "give a text.")
+    if len(given) > n_most:
+        raise InvalidField(field, f"{len(given):,} characters are too many; at most {n_most:,} can be kept.")
+    return clean(given)
+
+
+def clean(given: str) -> str:
+    """A lone surrogate is no text: neither SQLite nor the tokenizer takes it. NUL ends a text in some of both."""
+    return given.strip().replace("\0", "").encode("utf-8", "replace").decode("utf-8")
