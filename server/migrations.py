@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 import sqlite3
 from collections.abc import Callable
 
 from server.errors import UsageError
+from server.search import TOKENIZER, put_message, put_title
 
 Migration = Callable[[sqlite3.Connection], None]
 MIGRATIONS: list[Migration] = []
@@ -67,3 +69,29 @@ def m002_answers_that_go_on(db: sqlite3.Connection) -> None:
     db.execute("ALTER TABLE messages ADD COLUMN vocab TEXT")
     db.execute("ALTER TABLE messages ADD COLUMN n_resumed INTEGER NOT NULL DEFAULT 0")
     db.execute("ALTER TABLE messages ADD COLUMN n_dropped INTEGER NOT NULL DEFAULT 0")
+
+
+@migration
+def m003_lists_that_are_searched_pinned_and_undone(db: sqlite3.Connection) -> None:
+    # leaf_id: the last message of the branch that is shown, NULL for the newest; settings, value: JSON.
+    for column in ("pinned_at REAL", "deleted_at REAL", "leaf_id INTEGER", "settings TEXT", "title_row INTEGER"):
+        db.execute(f"ALTER TABLE conversations ADD COLUMN {column}")
+    db.execute("CREATE INDEX conversations_deleted ON conversations (deleted_at) WHERE deleted_at IS NOT NULL")
+    db.execute("CREATE TABLE preferences (owner TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID")
+    db.execute("CREATE TABLE secrets (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID")
+    db.execute("INSERT INTO secrets VALUES ('form', ?)", (secrets.token_bytes(32),))
+    db.execute(f"CREATE VIRTUAL TABLE message_index USING fts5 (content, tokenize = '{TOKENIZER}')")
+    db.execute(
+        f"CREATE VIRTUAL TABLE title_index USING fts5 (title, conversation_id UNINDEXED, tokenize = '{TOKENIZER}')"
+    )
+    db.execute(
+        "CREATE TRIGGER message_gone AFTER DELETE ON messages BEGIN DELETE FROM message_index WHERE rowid = old.id; END"
+    )
+    db.execute(
+        "CREATE TRIGGER conversation_gone AFTER DELETE ON conversations BEGIN"
+        " DELETE FROM title_index WHERE rowid = old.title_row; END"
+    )
+    for id, title in db.execute("SELECT id, title FROM conversations").fetchall():
+        put_title(db, id, title)
+    for id, content in db.execute("SELECT id, content FROM messages"):
+        put_message(db, id, content)

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from server import answer_events, asking
+from server import answer_events, asking, conversations
 from server.answers import may_revive
 from server.errors import NotFound
 from server.preferences import Preferences
@@ -61,6 +61,7 @@ async def conversation(request: Request[AppState]) -> Response:
 
 async def _page(request: Request[AppState], found: Conversation | None, thread: Sequence[Message]) -> Response:
     owner = owner_of(request)
+    page = await request.state["store"].read(conversations.listed, owner)
     # 50 ms for 500 messages: not on the loop, where the streams of others would wait for it.
     html = await run_in_threadpool(
         render,
@@ -68,8 +69,8 @@ async def _page(request: Request[AppState], found: Conversation | None, thread: 
         _language(request),
         model=request.state["engine"].model,
         conversation=found,
-        recent=await request.state["store"].recent(owner),
-        more="",
+        recent=page.conversations,
+        more=page.before,
         query="",
         thread=[*(_whole(message) for message in thread[:-1]), *(_shown(request, last) for last in thread[-1:])],
         memory_begins=_memory_begins(thread),

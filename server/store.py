@@ -13,14 +13,18 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Concatenate, Literal, ParamSpec, TypeVar
 
-from server import records
+from server import rows
 from server.errors import StoreFailed, UsageError
 from server.migrations import migrate
+from server.preferences import ChatSettings
 from server.records import Conversation, Ending, Exchange, Message, Progress
 
+P = ParamSpec("P")
 T = TypeVar("T")
+
+NONE = ChatSettings()
 
 N_READERS = 2
 
@@ -29,7 +33,10 @@ BUSY_S = 10.0
 
 
 class Store:
-    """Each method runs whole on a thread of the store, as one transaction. Raises StoreFailed when the disk does."""
+    """Each method runs whole on a thread of the store, as one transaction. Raises StoreFailed when the disk does.
+
+    The methods are what an answer needs; for all else, `read` and `write` run a function of the modules beside.
+    """
 
     def __init__(self, path: Path) -> None:
         """Use `Store.open`."""
@@ -60,63 +67,78 @@ class Store:
         while self._connections:
             self._connections.pop().close()
 
-    async def recent(self, owner: str) -> tuple[Conversation, ...]:
-        """The owner's conversations, the one that changed last first."""
-        return await self._read(lambda db: records.recent(db, owner))
-
     async def conversation(self, owner: str, id: str) -> Conversation:
         """Raises NotFound also when it belongs to somebody else: nobody learns that it exists."""
-        return await self._read(lambda db: records.conversation(db, owner, id))
+        return await self.read(rows.conversation, owner, id)
 
     async def thread(self, conversation_id: str) -> tuple[Message, ...]:
-        """The branch that ends in the newest message, first message first."""
-        return await self._read(lambda db: records.branch(db, records.newest(db, conversation_id)))
+        """The branch that is shown, first message first."""
+        return await self.read(lambda db: rows.branch(db, rows.shown_leaf(db, conversation_id)))
 
-    async def branch(self, message_id: int) -> tuple[Message, ...]:
+    async def branch(self, message_id: int | None) -> tuple[Message, ...]:
         """From the first message of its conversation down to this one."""
-        return await self._read(lambda db: records.branch(db, message_id))
+        return await self.read(rows.branch, message_id)
 
     async def message(self, owner: str, id: int) -> Message:
         """Raises NotFound, as `conversation` does."""
-        return await self._read(lambda db: records.message(db, owner, id))
+        return await self.read(rows.message, owner, id)
 
     async def exchange(self, owner: str, key: str) -> Exchange | None:
         """What was begun with this key, if anything was."""
-        return await self._read(lambda db: records.exchange(db, owner, key))
+        return await self.read(rows.exchange, owner, key)
 
-    async def begin(self, owner: str, conversation_id: str | None, text: str, key: str, n_dropped: int = 0) -> Exchange:
-        """Add a question below the newest message, and its empty answer; None makes a conversation for them.
+    async def begin(
+        self,
+        owner: str,
+        conversation_id: str | None,
+        text: str,
+        key: str,
+        n_dropped: int = 0,
+        *,
+        below: int | None | Literal["shown"] = "shown",
+        settings: ChatSettings = NONE,
+    ) -> Exchange:
+        """Add a question and its empty answer, and show them; a conversation_id of None makes a conversation for them.
 
         `key` is the sender's own name for this question: sent again (a double click, a lost reply), it adds nothing.
+        below: the message that it follows, None for a first one; settings: of a new conversation.
         """
-        return await self._write(lambda db: records.begin(db, owner, conversation_id, text, key, n_dropped))
+        return await self.write(rows.begin, owner, conversation_id, text, key, n_dropped, below, settings)
 
     async def begin_again(self, question: Message, n_dropped: int = 0) -> Message:
         """Another empty answer to the question, beside those that it has."""
-        return await self._write(lambda db: records.add_answer(db, question, n_dropped))
+        return await self.write(rows.add_answer, question, n_dropped)
 
     async def save(self, answer_id: int, said: Progress) -> None:
         """Keep an answer as far as it goes."""
-        await self._write(lambda db: records.save(db, answer_id, said))
+        await self.write(rows.save, answer_id, said)
 
     async def progress(self, answer_id: int) -> Progress:
         """What was saved of an answer that was cut off."""
-        return await self._read(lambda db: records.progress(db, answer_id))
+        return await self.read(rows.progress, answer_id)
 
     async def resume(self, answer_id: int, n_dropped: int) -> Message:
         """Mark an answer that was cut off as one that is being written, for one more time."""
-        return await self._write(lambda db: records.resume(db, answer_id, n_dropped))
+        return await self.write(rows.resume, answer_id, n_dropped)
 
     async def finish(self, answer_id: int, end: Ending) -> None:
         """Write the whole answer and how it ended."""
-        await self._write(lambda db: records.finish(db, answer_id, end))
+        await self.write(rows.finish, answer_id, end)
 
-    async def _read(self, query: Callable[[sqlite3.Connection], T]) -> T:
+    async def read(
+        self, query: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run a function of `rows`, `conversations` or `branches` that only reads."""
         # Also a read is a transaction: its statements see one state of the database.
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self._run, "BEGIN", query)
+        work = _with(query, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._run, "BEGIN", work)
 
-    async def _write(self, change: Callable[[sqlite3.Connection], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._writer, self._run, "BEGIN IMMEDIATE", change)
+    async def write(
+        self, change: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run one that writes: all of it, or nothing when it raises."""
+        work = _with(change, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._writer, self._run, "BEGIN IMMEDIATE", work)
 
     def _run(self, begin: str, work: Callable[[sqlite3.Connection], T]) -> T:
         try:
@@ -145,7 +167,7 @@ class Store:
             db = self._connection()
             db.execute("PRAGMA journal_mode = WAL")
             _transaction(db, "BEGIN IMMEDIATE", migrate)
-            db.execute("UPDATE messages SET status = 'interrupted' WHERE status = 'streaming'")
+            _transaction(db, "BEGIN IMMEDIATE", rows.interrupt)
         except OSError as error:
             raise UsageError(
                 f"{self._path} can't be written ({error.strerror}): choose another folder with --data-dir."
@@ -154,6 +176,12 @@ class Store:
             raise UsageError(
                 f"{self._path} can't be used ({error}): move it away, or choose another folder with --data-dir."
             ) from error
+
+
+def _with(
+    work: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
+) -> Callable[[sqlite3.Connection], T]:
+    return lambda db: work(db, *args, **kwargs)
 
 
 def _transaction(db: sqlite3.Connection, begin: str, work: Callable[[sqlite3.Connection], T]) -> T:

@@ -274,7 +274,7 @@ def test_a_disk_that_turned_read_only_ends_the_answer_with_its_reason(client: Te
     wait_for_text(client, asked["conversation"]["url"])
     store = client.app_state["store"]
     assert client.portal is not None
-    client.portal.call(store._write, lambda db: db.execute("PRAGMA query_only = ON").fetchall())
+    client.portal.call(store.write, lambda db: db.execute("PRAGMA query_only = ON").fetchall())
     assert events(listen(client, asked["answer"]))[-1][2]["error"]["code"] == "store_failed"
 
 

@@ -12,6 +12,7 @@ from typing import TypeVar
 import pytest
 
 from server import migrations
+from server.conversations import Page, listed
 from server.engine.sequence import Usage
 from server.errors import NotFound, StoreFailed, UsageError
 from server.records import MAX_TITLE, Ending, Failure, Progress, title_of
@@ -130,7 +131,7 @@ def test_the_same_key_adds_nothing_even_when_both_come_at_once(path: Path) -> No
         both = await asyncio.gather(*(store.begin("ana", None, "Hi", "same") for _ in range(2)))
         assert sorted(exchange.is_new for exchange in both) == [False, True]
         assert both[0].answer.id == both[1].answer.id
-        assert len(await store.recent("ana")) == 1
+        assert len((await store.read(listed, "ana")).conversations) == 1
         known = await store.exchange("ana", "same")
         assert known and known.question == both[0].question
         assert await store.exchange("ben", "same") is None
@@ -141,8 +142,8 @@ def test_the_same_key_adds_nothing_even_when_both_come_at_once(path: Path) -> No
 def test_owners_never_see_each_other(path: Path) -> None:
     async def scenario(store: Store) -> None:
         conversation, answer = await turn(store, None, "secret", "ok")
-        assert [entry.id for entry in await store.recent("ana")] == [conversation]
-        assert await store.recent("ben") == ()
+        assert [entry.id for entry in (await store.read(listed, "ana")).conversations] == [conversation]
+        assert await store.read(listed, "ben") == Page(())
         with pytest.raises(NotFound):
             await store.conversation("ben", conversation)
         with pytest.raises(NotFound):
@@ -158,9 +159,9 @@ def test_the_list_has_the_last_changed_first(path: Path) -> None:
     async def scenario(store: Store) -> None:
         first, _ = await turn(store, None, "first", "ok")
         second, _ = await turn(store, None, "second", "ok")
-        assert [entry.id for entry in await store.recent("ana")] == [second, first]
+        assert [entry.id for entry in (await store.read(listed, "ana")).conversations] == [second, first]
         await turn(store, first, "again", "ok")
-        assert [entry.id for entry in await store.recent("ana")] == [first, second]
+        assert [entry.id for entry in (await store.read(listed, "ana")).conversations] == [first, second]
 
     run(path, scenario)
 
@@ -168,7 +169,9 @@ def test_the_list_has_the_last_changed_first(path: Path) -> None:
 def test_many_writers_at_once_lose_nothing(path: Path) -> None:
     async def scenario(store: Store) -> None:
         await asyncio.gather(*(turn(store, None, f"number {n}", "ok") for n in range(30)))
-        assert {entry.title for entry in await store.recent("ana")} == {f"number {n}" for n in range(30)}
+        assert {entry.title for entry in (await store.read(listed, "ana")).conversations} == {
+            f"number {n}" for n in range(30)
+        }
 
     run(path, scenario)
 
@@ -216,17 +219,17 @@ def test_migrations_bring_the_first_schema_ever_up_to_date(path: Path) -> None:
         db.execute("INSERT INTO migrations VALUES (?, 'then')", (first.__name__,))
         db.execute("INSERT INTO conversations VALUES ('c', 'ana', 'old', 1.0, 2.0)")
     db.close()
-    assert [entry.title for entry in run(path, lambda store: store.recent("ana"))] == ["old"]
+    assert [entry.title for entry in run(path, lambda store: store.read(listed, "ana")).conversations] == ["old"]
 
 
 def test_a_full_disk_is_a_clear_error_and_the_next_write_works(path: Path) -> None:
     async def scenario(store: Store) -> None:
         _, answer = await turn(store, None, "Hi", "ok")
         # SQLite's own page limit raises SQLITE_FULL, as a full disk does.
-        await store._write(lambda db: db.execute("PRAGMA max_page_count = 1").fetchall())
+        await store.write(lambda db: db.execute("PRAGMA max_page_count = 1").fetchall())
         with pytest.raises(StoreFailed, match="sparrow.db .*full"):
             await store.save(answer, Progress("long " * 10_000))
-        await store._write(lambda db: db.execute("PRAGMA max_page_count = 1000000").fetchall())
+        await store.write(lambda db: db.execute("PRAGMA max_page_count = 1000000").fetchall())
         assert (await store.message("ana", answer)).content == "ok"
         await store.save(answer, Progress("long " * 10_000))
 
