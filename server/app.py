@@ -22,18 +22,16 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount
-from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server import api, pages
+from server import api, assets, conversations, pages
 from server.answers import Answers
 from server.chat import Chat, ChatMessage
 from server.engine.engine import Engine
 from server.engine.loader import open_engine
 from server.engine.prefix import MIN_COPY
 from server.engine.sampling import SamplingParams
-from server.errors import QueueFull, SparrowError, UsageError
+from server.errors import QueueFull, SparrowError, StoreFailed, UsageError
 from server.settings import Settings
 from server.state import AppState
 from server.store import Store
@@ -41,7 +39,7 @@ from server.streams import Streams
 
 log = logging.getLogger("sparrow")
 
-STATIC = Path(__file__).parent / "static"
+PURGE_S = 60.0
 
 SHUTDOWN_S = 2
 """Seconds that open responses have to end; uvicorn's default is to wait for ever."""
@@ -108,6 +106,7 @@ def create_app(settings: Settings, engine: Engine) -> Starlette:
         answers = Answers(engine, chat, store, streams)
         engine.start()
         _warm(engine, chat)
+        purging = asyncio.create_task(_purge(store))
         try:
             yield AppState(
                 settings=settings,
@@ -116,20 +115,32 @@ def create_app(settings: Settings, engine: Engine) -> Starlette:
                 store=store,
                 streams=streams,
                 answers=answers,
+                form_secret=await store.read(conversations.form_secret),
                 started_at=int(time.time()),
             )
         finally:
+            purging.cancel()
             streams.close()
             await answers.close()
             await asyncio.to_thread(engine.close)
             await store.close()
 
     return Starlette(
-        routes=[*api.routes, *pages.routes, Mount("/static", StaticFiles(directory=STATIC), name="static")],
+        routes=[*api.routes, *pages.routes, *assets.routes],
         middleware=[Middleware(_SecurityHeaders)],
         exception_handlers={SparrowError: _sparrow_error, HTTPException: _http_error, Exception: _unexpected},
         lifespan=lifespan,
     )
+
+
+async def _purge(store: Store) -> None:
+    """Conversations that were deleted go for good when nobody can bring them back any more."""
+    while True:
+        try:
+            await store.write(conversations.purge)
+        except StoreFailed as error:
+            log.warning("deleted conversations are still there: %s", error.message)
+        await asyncio.sleep(PURGE_S)
 
 
 def _warm(engine: Engine, chat: Chat) -> None:

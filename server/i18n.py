@@ -1,7 +1,8 @@
 """The languages of the page: gettext catalogues, read as they are written, so that a new language is a new file.
 
 English needs none: the texts in the templates are the message ids. `locale/zh.po` is named by what browsers ask for;
-its "Language" header is what <html lang> says (zh-Hans lets the system choose simplified glyphs).
+its "Language" header is what <html lang> says (zh-Hans lets the system choose simplified glyphs), its "X-Name" header
+what its readers call it.
 """
 
 from __future__ import annotations
@@ -10,22 +11,25 @@ import json
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 LOCALE = Path(__file__).parent / "locale"
 SOURCE = "en"
 
 _QUOTED = re.compile(r'(?:(msgid|msgstr) )?(".*")')
-_HEADER = re.compile(r"^Language: *(\S+)$", re.MULTILINE)
+_TAG = re.compile(r"^Language: *(\S+)$", re.MULTILINE)
+_NAME = re.compile(r"^X-Name: *(.+)$", re.MULTILINE)
 _RANGE = re.compile(r"\s*([A-Za-z]{1,8}|\*)(?:-[A-Za-z0-9-]+)?\s*(?:;\s*q\s*=\s*([0-9.]+)\s*)?")
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """One language: its tag for <html lang>, and message id -> text."""
+    """One language: its tag for <html lang>, message id -> text, and its name in itself."""
 
     tag: str
     texts: dict[str, str]
+    name: str = "English"
 
     def gettext(self, message: str) -> str:
         return self.texts.get(message, message)
@@ -51,13 +55,20 @@ def read_po(path: Path) -> Catalogue:
             parts = {}
         part = found[1] or part
         parts[part] = parts.get(part, "") + json.loads(found[2])
-    header = _HEADER.search(texts.pop("", ""))
-    return Catalogue(header[1] if header else path.stem, {id: text for id, text in texts.items() if text})
+    header = texts.pop("", "")
+    tag, name = (found[1] if (found := line.search(header)) else path.stem for line in (_TAG, _NAME))
+    return Catalogue(tag, {id: text for id, text in texts.items() if text}, name)
 
 
+@cache
 def load() -> dict[str, Catalogue]:
     """Language as browsers name it ("en", "zh") -> its catalogue."""
     return {SOURCE: Catalogue(SOURCE, {})} | {path.stem: read_po(path) for path in sorted(LOCALE.glob("*.po"))}
+
+
+def names() -> list[tuple[str, str]]:
+    """(language, its name in itself), for who chooses one."""
+    return [(language, catalogue.name) for language, catalogue in load().items()]
 
 
 def choose(accept_language: str, languages: Collection[str]) -> str:

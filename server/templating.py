@@ -15,11 +15,16 @@ STATIC = Path(__file__).parent / "static"
 
 
 @cache
+def _catalogues() -> dict[str, i18n.Catalogue]:
+    return i18n.load()
+
+
+@cache
 def _environments() -> dict[str, Environment]:
-    return {language: environment(catalogue) for language, catalogue in i18n.load().items()}
+    return {language: environment(texts) for language, texts in _catalogues().items()}
 
 
-def environment(catalogue: i18n.Catalogue) -> Environment:
+def environment(texts: i18n.Catalogue) -> Environment:
     """The templates in one language."""
     made = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -30,18 +35,29 @@ def environment(catalogue: i18n.Catalogue) -> Environment:
         lstrip_blocks=True,
         auto_reload=False,
     )
-    made.globals.update(lang=catalogue.tag, static=static_url)
+    made.globals.update(lang=texts.tag, static=static_url, version=version, languages=i18n.names())
     made.install_gettext_callables(  # type: ignore[attr-defined]
-        catalogue.gettext, catalogue.ngettext, newstyle=True
+        texts.gettext, texts.ngettext, newstyle=True
     )
     return made
 
 
 @cache
+def version() -> str:
+    """Of all files in static/ together: modules name each other without one, so they have to change together."""
+    names = sorted(path for path in STATIC.iterdir() if path.is_file())
+    return hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in names)).hexdigest()[:10]
+
+
 def static_url(name: str) -> str:
     """The address of a file in static/ that changes with its content: browsers never run an old script."""
-    digest = hashlib.sha256((STATIC / name).read_bytes()).hexdigest()
-    return f"/static/{name}?v={digest[:10]}"
+    assert (STATIC / name).is_file(), f"a template names {name}"
+    return f"/static/{version()}/{name}"
+
+
+def catalogue(accept_language: str) -> i18n.Catalogue:
+    """The texts in the first language of the header that there is a catalogue for."""
+    return _catalogues()[i18n.choose(accept_language, _catalogues())]
 
 
 def render(template: str, accept_language: str, **context: object) -> str:

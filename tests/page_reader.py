@@ -10,7 +10,7 @@ from typing import Any
 
 _ARTICLE = re.compile(
     r'<article data-role="(\w+)" data-id="(\d+)"(?: aria-busy="(true)" data-after="(\d+)")?>.*?'
-    r'<div class="text" dir="auto">(.*?)</div>(.*?)</article>',
+    r'<div class="text" dir="auto">(.*?)</div><!--/text-->(.*?)</article>',
     re.DOTALL,
 )
 
@@ -27,6 +27,9 @@ class Article:
     can_continue: bool
 
 
+_TAG = re.compile(r"<[^>]*>")
+
+
 def articles(page: str) -> list[Article]:
     """The messages of a page, in order."""
     found = []
@@ -35,7 +38,7 @@ def articles(page: str) -> list[Article]:
         why = html.unescape(note[2]) if note and not note[1] else ""
         buttons = {name for name, hidden in re.findall(r'class="(retry|continue)"( hidden)?', rest) if not hidden}
         can = ("retry" in buttons, "continue" in buttons)
-        found.append(Article(role, int(id), bool(busy), int(after or 0), html.unescape(text), why, *can))
+        found.append(Article(role, int(id), bool(busy), int(after or 0), html.unescape(_TAG.sub("", text)), why, *can))
     return found
 
 

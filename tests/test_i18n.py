@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-import gzip
 import re
 from pathlib import Path
 
 import pytest
 
 from server import errors, i18n
+from server.assets import assets
 from server.engine.engine import ModelInfo
+from server.engine.sampling import SamplingParams
+from server.preferences import Preferences
 from server.templating import STATIC, TEMPLATES, environment, render
 
 MODEL = ModelInfo("Qwen2.5-0.5B-Instruct", "IQ4_NL", 4096)
 
 
 def page(language: str, model: ModelInfo = MODEL) -> str:
-    return render("chat.html", language, model=model, conversation=None, recent=(), thread=(), memory_begins=None)
+    return render(
+        "chat.html",
+        language,
+        model=model,
+        conversation=None,
+        recent=(),
+        more="",
+        query="",
+        thread=(),
+        memory_begins=None,
+        context_used=None,
+        preferences=Preferences(),
+        official=SamplingParams(),
+        form_token="token",
+    )
 
 
 def texts_of_the_templates() -> set[str]:
@@ -24,7 +40,7 @@ def texts_of_the_templates() -> set[str]:
     found = set()
     for path in TEMPLATES.glob("*.html"):
         for _, _, message in source.extract_translations(path.read_text("utf-8")):  # type: ignore[attr-defined]
-            found.add(message)
+            found.add(message[0] if isinstance(message, tuple) else message)  # a tuple where it has values
     return found
 
 
@@ -64,12 +80,27 @@ def test_the_readers_first_language_that_there_is(header: str, language: str) ->
 
 def test_a_chinese_reader_gets_a_chinese_page() -> None:
     chinese = page("zh-CN,zh;q=0.9")
-    assert '<html lang="zh-Hans">' in chinese
+    assert '<html lang="zh-Hans" ' in chinese
     for name in ("消息", "发送", "停止", "新对话", "重试"):
         assert name in chinese
     # What is left in Latin letters is the page's own code and the model's name.
-    words = re.sub(r"<[^>]*>", " ", chinese.replace("Qwen2.5-0.5B-Instruct", "").replace("IQ4_NL", ""))
-    assert set(re.findall(r"[A-Za-z]{2,}", words)) == {"Sparrow", "JavaScript"}
+    words = re.sub(r"<[^>]*>|{\w+}", " ", chinese.replace("Qwen2.5-0.5B-Instruct", "").replace("IQ4_NL", ""))
+    ours = {
+        "Enter",
+        "Shift",
+        "Esc",
+        "Ctrl",
+        "Markdown",
+        "JSON",
+        "English",
+        "top",
+        "MB",
+        "llama",
+        "cpp",
+        "Open",
+        "WebUI",
+    }
+    assert set(re.findall(r"[A-Za-z]{2,}", words)) == ours
 
 
 @pytest.mark.parametrize("language, words", [("en", "This is the demo."), ("zh", "这是演示。")])
@@ -97,8 +128,32 @@ def test_a_line_that_is_not_understood_is_named(tmp_path: Path) -> None:
 
 
 def test_the_first_visit_stays_light() -> None:
-    parts = {"page": page("zh").encode(), **{path.name: path.read_bytes() for path in STATIC.iterdir()}}
-    sizes = {name: len(gzip.compress(content)) for name, content in parts.items()}
-    print("first visit, bytes compressed:", sizes, "together", sum(sizes.values()))
-    assert sum(sizes.values()) < 60_000
-    assert sum(map(len, parts.values())) < 60_000, "without compression, too: the server sends it plain"
+    """The page and every file that it names, as they go over the wire: HTML plain, files compressed."""
+    html = page("zh")
+    parts = {"page": len(html.encode())}
+    for name in sorted(set(re.findall(r"/static/\w+/([\w.-]+)", html))):
+        asset = assets()[name]
+        parts[name] = len(asset.small or asset.content)
+    print("first visit, bytes:", parts, "together", sum(parts.values()))
+    assert {"main.js", "chat.css", "stream.js"} <= set(parts)
+    assert sum(parts.values()) < 60_000
+
+
+def test_every_module_that_the_page_needs_is_named_in_its_head() -> None:
+    """Else it is found only when the one that imports it has come: a round trip each."""
+    named = set(re.findall(r"/static/\w+/(\w+\.js)", page("en")))
+    needed, todo = set(), ["main.js"]
+    while todo:
+        name = todo.pop()
+        needed.add(name)
+        todo += (
+            set(re.findall(r'^(?:import|} from|import .* from) "\./(\w+\.js)"', (STATIC / name).read_text(), re.M))
+            - needed
+        )
+    assert named == needed
+
+
+def test_no_script_is_longer_than_300_lines() -> None:
+    for path in STATIC.glob("*.js"):
+        text = path.read_text()
+        assert text.startswith("// @ts-check\n") and text.count("\n") <= 300, path.name

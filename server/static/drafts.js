@@ -2,27 +2,36 @@
 // While somebody types, the server reads along, so that the first word of the answer comes at once when they send.
 // It forgets what it has read; nothing here is needed for sending.
 
-const PAUSE_MS = 300;
+import { box, typed } from "./box.js";
+import { $, $$, conversation } from "./dom.js";
+import { isBusy } from "./thread.js";
 
-/** @type {HTMLTextAreaElement} */ const box = /** @type {any} */ (document.querySelector("#box"));
+const PAUSE_MS = 300;
+const sign = $("#reading");
 const savesData = () => /** @type {any} */ (navigator).connection?.saveData === true;
+const isWanted = () => "readsDrafts" in document.body.dataset && !savesData() && !typed.edits;
 let timer = 0;
 let last = "";
 
-function read() {
-  if (document.querySelector('#messages [aria-busy="true"]')) return wait(); // it is read when that answer has ended
-  const conversation = document.body.dataset.conversation || undefined;
-  const body = JSON.stringify({ conversation, text: box.value.trim() });
-  const what = body + document.querySelectorAll("#messages article").length; // the same words after another answer
-  if (!box.value.trim() || what === last || savesData()) return;
+async function read() {
+  if (isBusy()) return wait(); // it is read when that answer has ended
+  const text = box.value.trim();
+  const body = JSON.stringify({ conversation: conversation() || undefined, text });
+  const what = body + $$("#messages article").length; // the same words after another answer
+  if (!text || what === last || !isWanted()) return;
   last = what;
-  fetch("/drafts", { method: "POST", headers: { "Content-Type": "application/json" }, body }).catch(() => (last = ""));
+  const headers = { "Content-Type": "application/json" };
+  const reply = await fetch("/drafts", { method: "POST", headers, body }).catch(() => null);
+  if (!reply?.ok) last = "";
+  sign.hidden = !reply?.ok || !box.value.trim() || isBusy();
 }
 
 function wait() {
   clearTimeout(timer);
   timer = setTimeout(read, PAUSE_MS);
+  if (!box.value.trim() || isBusy()) sign.hidden = true;
 }
 
 box.addEventListener("input", wait);
+document.addEventListener("asked", () => (sign.hidden = true));
 if (box.value) wait(); // what a reload has kept

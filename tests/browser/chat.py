@@ -55,12 +55,15 @@ def say_and_wait(page: Page, text: str, answer: str) -> None:
 
 def written(page: Page) -> str:
     """The last answer, letter by letter."""
-    return answers(page).last.text_content() or ""
+    return (answers(page).last.text_content() or "").strip()
 
 
 def wait_for_first_words(page: Page) -> None:
     """Returns within a frame of the first words of the last answer."""
-    page.locator('article[data-role="assistant"]:last-of-type .text:not(:empty)').wait_for(timeout=SLOW)
+    page.wait_for_function(
+        """() => [...document.querySelectorAll('article[data-role="assistant"] .text')].pop()?.textContent.trim()""",
+        timeout=SLOW,
+    )
 
 
 @contextmanager
@@ -94,7 +97,7 @@ def watch(page: Page) -> None:
         """() => {
             window.states = [];
             const all = document.querySelectorAll.bind(document, 'article[data-role="assistant"] .text');
-            const look = () => window.states.push([...all()].pop()?.textContent ?? "");
+            const look = () => window.states.push([...all()].pop()?.textContent.trim() ?? "");
             const what = {childList: true, subtree: true, characterData: true};
             new MutationObserver(look).observe(document.querySelector("main"), what);
         }"""

@@ -1,0 +1,171 @@
+// @ts-check
+// Questions and answers: send, stop, go on, answer again.
+
+import { box, newKey, remember, size, startEditing, stopEditing, stored, together, typed } from "./box.js";
+import { $, conversation, text as wording, words } from "./dom.js";
+import { list } from "./list.js";
+import { post } from "./net.js";
+import { toEnd } from "./scroll.js";
+import { say, silence } from "./speech.js";
+import { attend, listen, listened } from "./stream.js";
+import { add, articles, explain, isBusy, renew, settle } from "./thread.js";
+
+const AGAIN_MS = 2000;
+const problem = $("#problem");
+let abort = new AbortController();
+
+/** Settings that were chosen for a chat that does not exist yet. */
+export const NEW_SETTINGS = "sparrow:new settings";
+
+function begin() {
+  explain(problem);
+  document.dispatchEvent(new Event("asked"));
+  silence();
+  remember();
+  size();
+  toEnd();
+}
+
+/** Send a question; `rest` stays in the box. */
+export async function ask(text = box.value.trim(), rest = typed.kept) {
+  if (!text || isBusy()) return;
+  const { edits, asked } = typed;
+  const isSame = text === asked.text && edits === asked.edits && asked.key;
+  typed.asked = { text, edits, key: isSame ? asked.key : newKey() };
+  typed.isSending = true;
+  abort = new AbortController();
+  stopEditing();
+  box.value = rest;
+  const edited = articles().findIndex((article) => edits && article.dataset.id === edits);
+  const gone = edited < 0 ? [] : articles().slice(edited); // another branch begins here
+  for (const article of gone) article.remove();
+  const [question, answer] = [add("user", text), add("assistant")];
+  begin();
+  try {
+    await arrived(await send(), question, answer);
+  } catch (/** @type {any} */ error) {
+    typed.isSending = false;
+    question.remove();
+    answer.remove();
+    $("#messages").append(...gone);
+    if (gone[0]) startEditing(gone[0], text);
+    else box.value = together(text, box.value);
+    begin();
+    if (abort.signal.aborted) return;
+    explain(problem, error.message, error.again);
+    if (error.code === "offline") whenBack();
+  }
+}
+
+/** Sent, as often as the model is still being loaded. @returns {Promise<any>} */
+async function send() {
+  const { text, key, edits } = typed.asked;
+  const settings = conversation() ? null : stored(undefined, NEW_SETTINGS);
+  const body = { text, key, conversation: conversation() || undefined, edits: edits ? Number(edits) : undefined, settings: settings ?? undefined };
+  for (;;) {
+    try {
+      return await post("/messages", body, abort.signal);
+    } catch (/** @type {any} */ error) {
+      if (error.code !== "loading" || abort.signal.aborted) throw error;
+      explain(problem, error.message);
+      await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
+    }
+  }
+}
+
+/** @param {any} reply @param {HTMLElement} question @param {HTMLElement} answer */
+async function arrived(reply, question, answer) {
+  const { edits } = typed.asked;
+  typed.isSending = false;
+  typed.asked = { text: "", key: "", edits: "" };
+  stored(null); // under the old name: a new chat has its own from here on
+  if (!conversation()) enter(reply.conversation);
+  remember();
+  list(reply.conversation.url, reply.conversation.title);
+  explain(problem);
+  const known = articles().at(-3)?.dataset.id ?? "";
+  if (edits) {
+    await renew();
+    attend();
+    return toEnd();
+  }
+  if (known !== String(reply.parent ?? "")) return location.reload(); // another tab has gone on meanwhile
+  question.dataset.id = reply.question;
+  answer.dataset.id = reply.answer;
+  listen(answer, 0);
+}
+
+/** A new chat has become a conversation. @param {{id: string, url: string, title: string}} where */
+function enter({ id, url, title }) {
+  stored(null, NEW_SETTINGS);
+  document.body.dataset.conversation = id;
+  history.replaceState(null, "", url);
+  document.title = `${title} · ${$(".brand span").textContent}`;
+  $("#title").textContent = title;
+  $("#about").hidden = false;
+  $("#about").ariaLabel = wording("about", { title });
+}
+
+/** Say so when the server answers again. What was typed waits in the box for its writer. */
+async function whenBack() {
+  const why = $(".why", problem);
+  const isWaiting = () => !problem.hidden && why.textContent === words("offline");
+  while (isWaiting()) {
+    await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
+    const reply = await fetch("/health").catch(() => null);
+    if (reply?.ok && isWaiting()) return explain(problem, words("back"), true);
+  }
+}
+
+/** Another answer to the same question, in the place of this one. @param {HTMLElement} article */
+export async function retry(article) {
+  if (isBusy()) return;
+  const blocks = [$(".settled", article), $(".open", article)];
+  const before = blocks.map((block) => [...block.childNodes]);
+  const after = articles().slice(articles().indexOf(article) + 1);
+  const note = [$(".why", article).textContent ?? "", !$(".retry", article).hidden, !$(".continue", article).hidden];
+  article.setAttribute("aria-busy", "true");
+  explain($(".note", article));
+  for (const block of blocks) block.replaceChildren();
+  for (const other of after) other.remove(); // they stay with the other answer, a branch aside
+  begin();
+  try {
+    await post(`/answers/${article.dataset.id}/retry`, {});
+    await renew();
+    attend();
+    toEnd();
+  } catch (/** @type {any} */ error) {
+    blocks.forEach((block, at) => block.replaceChildren(...before[at]));
+    article.after(...after);
+    failed(article, note, error);
+  }
+}
+
+/** A cut answer goes on behind its last word. @param {HTMLElement} article */
+export async function goOn(article) {
+  if (isBusy()) return;
+  article.setAttribute("aria-busy", "true");
+  explain($(".note", article));
+  begin();
+  try {
+    await post(`/answers/${article.dataset.id}/continue`, {});
+    listen(article, 0);
+  } catch (/** @type {any} */ error) {
+    settle(article, { status: "error", error });
+    $(".continue", article).hidden = !error.again;
+  }
+}
+
+/** @param {HTMLElement} article @param {any[]} note what stood below it @param {import("./net.js").Failure} error */
+function failed(article, note, error) {
+  article.removeAttribute("aria-busy");
+  explain($(".note", article), error.message, true, note[2]);
+  say(error.message);
+}
+
+export function halt() {
+  const article = listened();
+  if (!article) return abort.abort();
+  const note = $(".note", article);
+  post(`/answers/${article.dataset.id}/stop`, {}).catch(({ message }) => explain(note, message));
+}

@@ -1,0 +1,103 @@
+// @ts-check
+// The messages that are shown: added, explained, and fetched anew after a change that only the server knows in full.
+
+import { $, $$, conversation, copyOf, text, toast, words } from "./dom.js";
+import { keepingPlace } from "./scroll.js";
+
+/** @typedef {{n_prompt: number, n_reused: number, n_completion: number, first_token_s: number, tokens_per_s: number}} Stats */
+/** @typedef {{status: string, reason?: string | null, error?: {code: string, message: string} | null, dropped?: number, stats?: Stats | null}} End */
+
+export const messages = $("#messages");
+const gauge = $("#gauge");
+const nContext = Number(gauge.getAttribute("aria-valuemax"));
+
+export const isBusy = () => $('[aria-busy="true"]', messages) !== null;
+export const articles = () => $$("article", messages);
+
+/** @param {"user" | "assistant"} role @param {string} [content] */
+export function add(role, content = "") {
+  const article = copyOf(role);
+  if (content) $(".text", article).textContent = content;
+  messages.append(article);
+  return article;
+}
+
+/** @param {HTMLElement} note @param {string} [why] @param {boolean} [again] @param {boolean} [further] */
+export function explain(note, why = "", again = false, further = false) {
+  $(".why", note).textContent = why;
+  $(".retry", note).hidden = !again;
+  for (const button of $$(".continue", note)) button.hidden = !further;
+  note.hidden = !why;
+}
+
+/** A line above the first message that the last answer's model saw. @param {number} dropped messages before it */
+function showMemory(dropped) {
+  const said = articles().filter((article) => $(".text", article).textContent?.trim());
+  $(".memory", messages)?.remove();
+  if (dropped && said[dropped]) said[dropped].before(copyOf("memory"));
+}
+
+/** @param {number} used tokens */
+function showGauge(used) {
+  const share = Math.min(100, Math.floor((100 * used) / nContext));
+  gauge.hidden = !used;
+  gauge.setAttribute("aria-valuenow", String(used));
+  const [n, all] = [used, nContext].map((number) => number.toLocaleString("en-US"));
+  gauge.setAttribute("aria-valuetext", text("gauge", { used: n, n: all }));
+  gauge.title = text("gauge", { used: n, n: all });
+  $(".used", gauge).setAttribute("stroke-dasharray", `${share} 100`);
+  $("span", gauge).textContent = `${share} %`;
+}
+
+/** @param {HTMLElement} article @param {Stats} stats */
+function showNumbers(article, stats) {
+  const line = $(".numbers", article);
+  const speed = stats.tokens_per_s;
+  line.hidden = !stats.n_completion;
+  $("summary", line).textContent = text("speed", { n: speed.toFixed(speed < 10 ? 1 : 0) });
+  const first = stats.first_token_s.toFixed(1);
+  $("p", line).textContent = text("numbers", { n: stats.n_completion, first, reused: stats.n_reused, prompt: stats.n_prompt });
+}
+
+/** The answer is over; the note below it says why, where that is not plain. Returns what the note says. */
+/** @param {HTMLElement} article @param {End} end */
+export function settle(article, { status, reason, error, dropped, stats }) {
+  const used = stats ? stats.n_prompt + stats.n_completion : 0;
+  const limit = used >= nContext ? "length" : "limit";
+  const why = error && status === "error" ? words(error.code) || error.message : words(reason === "length" ? limit : status);
+  article.removeAttribute("aria-busy");
+  const isCut = ["stopped", "interrupted"].includes(status);
+  explain($(".note", article), why, isCut || status === "error", isCut || (reason === "length" && limit === "limit"));
+  if (dropped !== undefined) showMemory(dropped);
+  if (stats) {
+    showNumbers(article, stats);
+    showGauge(used);
+  }
+  dress(article);
+  return why;
+}
+
+/** What a script adds to finished blocks: a button to each code block, and a way in for the keyboard to what scrolls. */
+/** @param {ParentNode} root */
+export function dress(root) {
+  for (const code of $$(".settled .code:not(:has(.copy-code))", root)) {
+    const button = document.createElement("button");
+    [button.type, button.className, button.textContent] = ["button", "copy-code", text("copy_code")];
+    code.append(button);
+    $("pre", code).tabIndex = 0;
+  }
+  for (const table of $$(".settled > table", root)) if (table.scrollWidth > table.clientWidth) table.tabIndex = 0;
+}
+
+/** The conversation as the server has it now; whoever calls listens to its answer, if one is being written. */
+/** @param {string} [anchor] what stays where it is seen */
+export async function renew(anchor = "") {
+  const reply = await fetch(`/c/${conversation()}`).catch(() => null);
+  if (!reply?.ok) return toast(words("failed"));
+  const page = new DOMParser().parseFromString(await reply.text(), "text/html");
+  keepingPlace(anchor || "#messages", () => messages.replaceChildren(...$("#messages", page).childNodes));
+  showGauge(Number($("#gauge", page).getAttribute("aria-valuenow")));
+  dress(messages);
+}
+
+dress(messages);
