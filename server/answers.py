@@ -15,17 +15,19 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from server import branches, conversations, places
 from server.chat import Chat
 from server.drafts import Drafts
-from server.engine.engine import Engine, Handle
-from server.engine.sequence import Event, Finished, TextDelta, Usage
-from server.engine.text import TextStream
-from server.engine.vocab import Vocab
-from server.errors import Conflict, ContextOverflow, InvalidRequest, ShuttingDown, SparrowError, StoreFailed
+from server.engine.engine import Engine
+from server.engine.sequence import Finished, TextDelta
+from server.errors import Conflict, InvalidRequest, ShuttingDown, SparrowError, StoreFailed
+from server.places import Place
+from server.preferences import ChatSettings
 from server.prompts import Prompts
 from server.records import Ending, Exchange, Failure, Message, Progress, Status
+from server.runs import NEW, Run, said_before
 from server.store import Store
-from server.streams import EventLog, Streams
+from server.streams import Streams
 
 log = logging.getLogger("sparrow.answers")
 
@@ -34,55 +36,6 @@ SAVE_S = 0.4
 
 MAX_RESUMED = 3
 """How often an answer goes on without being asked to: one that ends the server must not do so for ever."""
-
-NOTHING = Usage(n_prompt=0, n_completion=0, n_reused=0, queue_s=0.0, prompt_s=0.0, decode_s=0.0)
-NEW = TextDelta("")
-"""What an answer that was never cut off goes on from."""
-
-
-class _Answer:
-    """One run of an answer, from its first token, or from where it was cut off, to its terminal event."""
-
-    def __init__(self, owner: str, message: Message, log: EventLog, said: TextDelta) -> None:
-        self.owner = owner
-        self.message = message
-        self.log = log
-        self.finished: asyncio.Future[Finished] = asyncio.get_running_loop().create_future()
-        self.handle: Handle | None = None
-        self.stopped = False
-        self._said = said
-        self._loop = asyncio.get_running_loop()
-        if message.n_resumed:  # this run's readers begin with the whole text, whatever they saw of the earlier one
-            log.append(said)
-
-    def sink(self, event: Event) -> None:
-        """Called on the engine's thread."""
-        try:
-            self._loop.call_soon_threadsafe(self.receive, event)
-        except RuntimeError:  # the loop is closed: the next start finds the row "streaming" and calls it interrupted
-            pass
-
-    def receive(self, event: Event) -> None:
-        if isinstance(event, TextDelta):
-            self.log.append(event)
-        else:
-            self.finished.set_result(replace(event, usage=_whole(event.usage, len(self._said.tokens))))
-
-    def cancel(self) -> None:
-        if self.handle is not None:
-            self.handle.cancel()
-
-    def submit(self, engine: Engine, prompt: Sequence[int]) -> None:
-        """Have the rest written. An error ends the answer, not the call: its question is stored already."""
-        resume = self._said.tokens
-        if resume and resume[-1] in engine.vocab.eog:
-            return self.receive(Finished("stop", NOTHING))
-        try:
-            self.handle = engine.submit(prompt, engine.sampling_defaults, self.sink, resume=resume)
-        except ContextOverflow as error:
-            self.receive(Finished("length", NOTHING) if resume else Finished("error", NOTHING, error))
-        except SparrowError as error:
-            self.receive(Finished("error", NOTHING, error))
 
 
 class Answers:
@@ -95,11 +48,11 @@ class Answers:
         self._prompts = Prompts(chat, engine.model.n_ctx)
         self._drafts = Drafts(engine, self._prompts)
         self._busy: set[str] = set()
-        self._running: dict[int, _Answer] = {}
+        self._running: dict[int, Run] = {}
         self._keepers: set[asyncio.Task[None]] = set()
         self._revival = asyncio.Lock()
 
-    async def ask(self, owner: str, conversation_id: str | None, text: str, key: str) -> Exchange:
+    async def ask(self, owner: str, place: Place, text: str, key: str) -> Exchange:
         """Store the question and begin its answer; a key that was sent before returns what it began then.
 
         Raises NotFound, Conflict while an answer of this conversation is being written, ContextOverflow when the
@@ -108,37 +61,53 @@ class Answers:
         known = await self._store.exchange(owner, key)
         if known is not None:
             return known
-        with self._claim(conversation_id):
-            history = await self._history(owner, conversation_id)
-            prompt = await self._prompts.fit(history, text)
-            exchange = await self._store.begin(owner, conversation_id, text, key, prompt.n_dropped)
+        with self._claim(place.conversation_id):
+            context = await self._store.read(places.before_question, owner, place)
+            prompt = await self._prompts.fit(context, text)
+            exchange = await self._store.begin(
+                owner,
+                place.conversation_id,
+                text,
+                key,
+                prompt.n_dropped,
+                below=context.below,
+                settings=place.settings,
+            )
             if exchange.is_new:
-                self._start(owner, exchange.answer, prompt.tokens)
+                self._start(owner, exchange.answer, prompt.tokens, context.settings)
         return exchange
 
-    async def retry(self, owner: str, answer_id: int) -> Message:
-        """Begin another answer to the same question, beside the old one. Raises what `ask` raises."""
-        old = await self._store.message(owner, answer_id)
-        if old.role != "assistant":
-            raise InvalidRequest(f"Message {answer_id} is no answer: only answers can be retried.")
+    async def retry(self, owner: str, message_id: int) -> Message:
+        """Begin another answer to the same question, beside the old one; a question's own id will do. Raises what
+        `ask` raises."""
+        old = await self._store.message(owner, message_id)
         with self._claim(old.conversation_id):
-            history = (await self._store.branch(answer_id))[:-1]
-            prompt = await self._prompts.fit(history)
-            answer = await self._store.begin_again(history[-1], prompt.n_dropped)
-            self._start(owner, answer, prompt.tokens)
+            context = await self._store.read(places.up_to, owner, message_id)
+            if old.role == "assistant":
+                context = replace(context, history=context.history[:-1])
+            if not context.history:
+                raise InvalidRequest(f"Message {message_id} can't be answered again: there is no question above it.")
+            prompt = await self._prompts.fit(context)
+            answer = await self._store.begin_again(context.history[-1], prompt.n_dropped)
+            self._start(owner, answer, prompt.tokens, context.settings)
         return answer
 
     async def resume(self, owner: str, answer_id: int) -> Message:
-        """Go on with an answer that was stopped or interrupted, behind its last word. Raises what `ask` raises."""
+        """Go on with an answer that was stopped, interrupted or ended by its length, behind its last word.
+
+        Raises what `ask` raises; ContextOverflow, too, when there is no room behind an answer that was too long.
+        """
         old = await self._store.message(owner, answer_id)
         with self._claim(old.conversation_id):
-            thread = await self._store.thread(old.conversation_id)
-            if thread[-1].id != answer_id or thread[-1].status not in ("stopped", "interrupted"):
+            old = await self._store.message(owner, answer_id)
+            if not may_go_on(old) or await self._store.read(branches.newest_leaf, answer_id) != answer_id:
                 raise Conflict(f"Message {answer_id} can't go on: only a last answer that was cut off can.")
-            said = _said(await self._store.progress(answer_id), self._engine.vocab)
-            prompt = await self._prompts.fit(thread[:-1])
+            said = said_before(await self._store.progress(answer_id), self._engine.vocab)
+            context = await self._store.read(places.up_to, owner, answer_id)
+            context = replace(context, history=context.history[:-1])
+            prompt = await self._prompts.fit_to_go_on(context, len(said.tokens), must=old.status == "done")
             answer = await self._store.resume(answer_id, prompt.n_dropped)
-            self._start(owner, answer, prompt.tokens, said)
+            self._start(owner, answer, prompt.tokens, context.settings, said)
         return answer
 
     async def revive(self, owner: str, answer: Message) -> Message:
@@ -149,14 +118,27 @@ class Answers:
                     return await self.resume(owner, answer.id)
         return answer
 
-    async def draft(self, owner: str, conversation_id: str | None, text: str) -> None:
+    async def draft(self, owner: str, place: Place, text: str) -> None:
         """Read what may be asked next, while its author types; "" was deleted again. Nobody hears of its errors."""
         self._drafts.cancel(owner)
         # While an answer is written, its question may have crossed its own draft on the way.
         if not text or any(answer.owner == owner for answer in self._running.values()):
             return
         with contextlib.suppress(SparrowError):
-            await self._drafts.read(owner, await self._history(owner, conversation_id), text)
+            await self._drafts.read(owner, await self._store.read(places.before_question, owner, place), text)
+
+    async def delete_message(self, owner: str, message_id: int) -> int | None:
+        """Delete it with all below it. Returns the last message of what is shown then. Raises NotFound, Conflict."""
+        found = await self._store.message(owner, message_id)
+        with self._claim(found.conversation_id, only_now=True):
+            return await self._store.write(branches.delete, found)
+
+    async def delete_conversation(self, owner: str, conversation_id: str) -> None:
+        """Delete it so that it can be brought back; what is being written in it stops. Raises NotFound."""
+        await self._store.write(conversations.delete, owner, conversation_id)
+        for answer in list(self._running.values()):
+            if answer.message.conversation_id == conversation_id:
+                self.stop(answer.message.id)
 
     def stop(self, answer_id: int) -> None:
         """End the answer as it stands; one that has ended stays as it is."""
@@ -173,8 +155,8 @@ class Answers:
             await asyncio.wait(self._keepers, timeout=5.0)
 
     @contextlib.contextmanager
-    def _claim(self, conversation_id: str | None) -> Iterator[None]:
-        """Hold the conversation until its answer ends; an error before it begins lets go at once."""
+    def _claim(self, conversation_id: str | None, *, only_now: bool = False) -> Iterator[None]:
+        """Hold the conversation until its answer ends, or only inside the block; an error lets go at once."""
         if conversation_id is None:
             yield
             return
@@ -186,24 +168,25 @@ class Answers:
         except BaseException:
             self._busy.discard(conversation_id)
             raise
+        if only_now or not self._is_running(conversation_id):
+            self._busy.discard(conversation_id)
 
-    async def _history(self, owner: str, conversation_id: str | None) -> tuple[Message, ...]:
-        if conversation_id is None:
-            return ()
-        await self._store.conversation(owner, conversation_id)
-        return await self._store.thread(conversation_id)
+    def _is_running(self, conversation_id: str) -> bool:
+        return any(answer.message.conversation_id == conversation_id for answer in self._running.values())
 
-    def _start(self, owner: str, message: Message, prompt: Sequence[int], said: TextDelta = NEW) -> None:
-        answer = _Answer(owner, message, self._streams.open(message.id, message.n_resumed), said)
+    def _start(
+        self, owner: str, message: Message, prompt: Sequence[int], settings: ChatSettings, said: TextDelta = NEW
+    ) -> None:
+        answer = Run(owner, message, self._streams.open(message.id, message.n_resumed), said)
         self._busy.add(message.conversation_id)
         self._running[message.id] = answer
         self._drafts.cancel(owner)
-        answer.submit(self._engine, prompt)
+        answer.submit(self._engine, prompt, settings.sampling(self._engine.sampling_defaults))
         keeper = asyncio.create_task(self._keep(answer))
         self._keepers.add(keeper)
         keeper.add_done_callback(self._keepers.discard)
 
-    async def _keep(self, answer: _Answer) -> None:
+    async def _keep(self, answer: Run) -> None:
         """Write the answer to the store while it grows, then its end; then tell those who listen."""
         last_saved = answer.log.last
         while not (await asyncio.wait([answer.finished], timeout=SAVE_S))[0]:
@@ -225,22 +208,22 @@ class Answers:
         if end.reason in ("stop", "length"):
             await self._read_on(answer)
 
-    async def _save(self, answer: _Answer) -> None:
+    async def _save(self, answer: Run) -> None:
         said = Progress(answer.log.text, tuple(answer.log.tokens), self._engine.vocab.fingerprint)
         try:
             await self._store.save(answer.message.id, said)
         except StoreFailed as error:  # there may be room again when the answer ends; until then it streams
             log.warning("answer %d is not saved yet: %s", answer.message.id, error.message)
 
-    async def _read_on(self, answer: _Answer) -> None:
+    async def _read_on(self, answer: Run) -> None:
         """The next question will follow this answer: read it as it will stand in the prompt, unless they type already.
 
         Its slot has its tokens as they were sampled; written out they may be others, and how it closes is new.
         """
         with contextlib.suppress(SparrowError):
-            thread = await self._store.branch(answer.message.id)
+            context = await self._store.read(places.up_to, answer.owner, answer.message.id)
             if not self._drafts.has(answer.owner) and answer.message.conversation_id not in self._busy:
-                await self._drafts.read(answer.owner, thread)
+                await self._drafts.read(answer.owner, context)
 
 
 def may_revive(answer: Message) -> bool:
@@ -248,21 +231,11 @@ def may_revive(answer: Message) -> bool:
     return answer.status == "interrupted" and answer.n_resumed < MAX_RESUMED
 
 
-def _said(progress: Progress, vocab: Vocab) -> TextDelta:
-    """What a cut-off answer goes on from. Tokens of another model mean nothing to this one: then it reads the text."""
-    if progress.vocab == vocab.fingerprint:
-        # Stop in the middle of a character has shown a replacement for it; its tokens know the half, and go on.
-        text = TextStream().push(b"".join(map(vocab.piece, progress.tokens)))
-        return TextDelta(text, progress.tokens)
-    text = progress.content.rstrip("\ufffd")
-    return TextDelta(text, tuple(vocab.tokenize(text)))
-
-
-def _whole(usage: Usage, n_said: int) -> Usage:
-    """The engine counts what was said before as a part of the prompt."""
-    n_prompt = max(0, usage.n_prompt - n_said)
-    n_reused = min(usage.n_reused, n_prompt)
-    return replace(usage, n_prompt=n_prompt, n_reused=n_reused, n_completion=usage.n_completion + n_said)
+def may_go_on(answer: Message) -> bool:
+    """It was cut off: by a person, by the server's end, or by the most tokens that it may have."""
+    return answer.status in ("stopped", "interrupted") or (
+        answer.status == "done" and answer.finish_reason == "length" and answer.role == "assistant"
+    )
 
 
 def ending(end: Finished, text: str, stopped: bool) -> Ending:

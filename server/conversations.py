@@ -10,12 +10,14 @@ import base64
 import json
 import math
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from time import time
+from typing import Any
 
 from server import branches
 from server.errors import InvalidField
-from server.preferences import ChatSettings, Preferences
+from server.preferences import CHAT_FIELDS, Preferences, changed
 from server.records import Conversation
 from server.rows import CONVERSATION, as_conversation, conversation, settings_json
 from server.search import cite, match, put_title
@@ -76,10 +78,11 @@ def change(
     title: str | None = None,
     pinned: bool | None = None,
     leaf: int | None = None,
-    settings: ChatSettings | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Conversation:
-    """Change what is not None. Raises NotFound, also for a leaf that is no message of this conversation."""
-    conversation(db, owner, id)
+    """Change what is not None; settings: the fields that change. Raises InvalidField, and NotFound, also for a leaf
+    that is no message of this conversation."""
+    known = conversation(db, owner, id)
     if title is not None:
         db.execute("UPDATE conversations SET title = ? WHERE id = ?", (title, id))
         put_title(db, id, title)
@@ -89,7 +92,8 @@ def change(
     if leaf is not None:
         branches.show(db, id, leaf)
     if settings is not None:
-        db.execute("UPDATE conversations SET settings = ? WHERE id = ?", (settings_json(settings), id))
+        chosen = settings_json(changed(known.settings, settings))
+        db.execute("UPDATE conversations SET settings = ? WHERE id = ?", (chosen, id))
     return conversation(db, owner, id)
 
 
@@ -120,9 +124,20 @@ def preferences(db: sqlite3.Connection, owner: str) -> Preferences:
     return Preferences(**json.loads(row[0])) if row else Preferences()
 
 
-def prefer(db: sqlite3.Connection, owner: str, chosen: Preferences) -> None:
+def prefer(
+    db: sqlite3.Connection,
+    owner: str,
+    fields: Mapping[str, Any],
+    languages: frozenset[str] = frozenset(),
+    *,
+    reset: bool = False,
+) -> Preferences:
+    """Change these fields; reset: the official values for all that decide an answer, first. Raises InvalidField."""
+    known = preferences(db, owner)
+    chosen = changed(changed(known, dict.fromkeys(CHAT_FIELDS)) if reset else known, fields, languages)
     value = json.dumps(chosen.as_json(), ensure_ascii=False)
     db.execute("INSERT OR REPLACE INTO preferences VALUES (?, ?)", (owner, value))
+    return chosen
 
 
 def form_secret(db: sqlite3.Connection) -> bytes:

@@ -11,8 +11,8 @@ from server.engine.engine import Engine, Handle
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import Event
 from server.errors import SparrowError
+from server.places import Context
 from server.prompts import Prompts
-from server.records import Message
 
 MAX_DRAFTS = 4
 """All owners' together: drafts are a courtesy, and a place in the engine's queue is somebody's answer."""
@@ -42,7 +42,7 @@ class Drafts:
         if draft is not None and draft.handle is not None:
             draft.handle.cancel()
 
-    async def read(self, owner: str, history: Sequence[Message], question: str | None = None) -> None:
+    async def read(self, owner: str, context: Context, question: str | None = None) -> None:
         """Have it read in the place of the owner's older draft; None: what the next question will follow.
 
         One that can't be read, too long or one too many, is left: nobody waits for it.
@@ -52,7 +52,7 @@ class Drafts:
             return
         draft = self._drafts[owner] = _Draft()
         try:
-            fitted = await self._prompts.fit(history, question, opening=question is not None)
+            fitted = await self._prompts.fit(context, question, opening=question is not None)
             if self._drafts.get(owner) is draft:  # no newer draft and no question came meanwhile
                 self._submit(owner, draft, fitted.tokens)
         except SparrowError:

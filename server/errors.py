@@ -6,6 +6,7 @@ SparrowError
 ├── InvalidRequest        400  the request can't be served as it stands; `param` names the field
 │   ├── InvalidField      400  one field has a value that it can't have
 │   └── ContextOverflow   400  prompt and answer don't fit into one conversation's context
+├── Forbidden             403  a page of another site sends this, or a form that this server did not make
 ├── NotFound              404  no such conversation, message, answer or model
 ├── Conflict              409  the state of things forbids it now (an answer is still being written)
 ├── TooLarge              413  the body is larger than the server reads
@@ -65,6 +66,11 @@ class ContextOverflow(InvalidRequest):
         )
         self.n_prompt = n_prompt
         self.n_ctx = n_ctx
+
+
+class Forbidden(SparrowError):
+    status = 403
+    code = "forbidden"
 
 
 class NotFound(SparrowError):

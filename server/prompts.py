@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from starlette.concurrency import run_in_threadpool
 
 from server.chat import MAX_RESERVE, Chat, ChatMessage, Fitted
-from server.records import Message
+from server.errors import ContextOverflow
+from server.places import Context
 
 
 class Prompts:
@@ -17,15 +16,34 @@ class Prompts:
         self._chat = chat
         self._n_ctx = n_ctx
 
-    async def fit(self, history: Sequence[Message], question: str | None = None, *, opening: bool = True) -> Fitted:
-        """What fits of the messages. opening: the assistant begins to speak. Raises ContextOverflow, InvalidRequest."""
-        messages = spoken(history)
+    async def fit(
+        self, context: Context, question: str | None = None, *, opening: bool = True, n_said: int = 0
+    ) -> Fitted:
+        """What fits of the messages. opening: the assistant begins to speak; n_said: tokens that it has said already.
+
+        Raises ContextOverflow, InvalidRequest.
+        """
+        messages = spoken(context)
         if question is not None:
             messages.append(ChatMessage("user", question))
-        n_reserve = min(MAX_RESERVE, self._n_ctx // 4)
+        n_reserve = min(MAX_RESERVE, self._n_ctx // 4) + n_said
         return await run_in_threadpool(self._chat.fit, messages, self._n_ctx, n_reserve, opening=opening)
 
+    async def fit_to_go_on(self, context: Context, n_said: int, *, must: bool) -> Fitted:
+        """The prompt of an answer that goes on: the one it began with, or one that forgets more when that leaves no
+        room. must: raise ContextOverflow when nothing does."""
+        prompt = await self.fit(context)
+        if len(prompt.tokens) + n_said < self._n_ctx:
+            return prompt
+        try:
+            return await self.fit(context, n_said=n_said)
+        except ContextOverflow:
+            if must:
+                raise ContextOverflow(len(prompt.tokens) + n_said, self._n_ctx) from None
+            return prompt
 
-def spoken(messages: Sequence[Message]) -> list[ChatMessage]:
+
+def spoken(context: Context) -> list[ChatMessage]:
     """What the model hears: an answer that failed before its first word says nothing."""
-    return [ChatMessage(message.role, message.content) for message in messages if message.content]
+    system = [ChatMessage("system", context.system_prompt)] if context.system_prompt else []
+    return [*system, *(ChatMessage(message.role, message.content) for message in context.history if message.content)]

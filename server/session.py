@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import re
 
 from starlette.requests import Request
@@ -16,8 +18,14 @@ COOKIE_S = 400 * 24 * 3600
 _SESSION = re.compile(r"[A-Za-z0-9_-]{22}")
 
 
+SINGLE = "single"
+"""The one owner of --single-user; no cookie can say it, being too short."""
+
+
 def owner_of(request: Request[AppState]) -> str:
     """The session of this browser; "" owns nothing."""
+    if request.state["settings"].single_user:
+        return SINGLE
     value = request.cookies.get(COOKIE, "")
     return value if _SESSION.fullmatch(value) else ""
 
@@ -25,3 +33,13 @@ def owner_of(request: Request[AppState]) -> str:
 def keep_session(request: Request[AppState], response: Response, owner: str) -> None:
     secure = request.url.scheme == "https"
     response.set_cookie(COOKIE, owner, max_age=COOKIE_S, httponly=True, samesite="lax", secure=secure)
+
+
+def form_token(request: Request[AppState], owner: str) -> str:
+    """What a form of this server's own page holds for this owner; another site's can't know it."""
+    return hmac.new(request.state["form_secret"], owner.encode(), hashlib.sha256).hexdigest()
+
+
+def is_form_token(request: Request[AppState], owner: str, token: str) -> bool:
+    """Compared in constant time."""
+    return hmac.compare_digest(form_token(request, owner).encode(), token.encode("utf-8", "replace"))

@@ -53,6 +53,7 @@ class Settings:
         None, "where models are kept (models/ of this checkout if not given)", metavar="DIR"
     )
     data_dir: Path = _setting(Path("data"), "where conversations are kept", metavar="DIR")
+    single_user: bool = _setting(False, "show one list of conversations in all browsers, instead of one in each")
     browser: bool = _setting(True, "open the browser when the server is ready")
 
     @property

@@ -29,5 +29,7 @@ class AppState(TypedDict):
     store: Store
     streams: Streams
     answers: Answers
+    form_secret: bytes
+    """What the tokens in forms are made with; it outlives the server, as a page that is open does."""
     started_at: int
     """Seconds since 1970."""

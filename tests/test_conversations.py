@@ -182,13 +182,16 @@ def test_an_older_database_is_searchable(tmp_path: Path) -> None:
 
 def test_preferences_are_an_owners_and_settings_a_conversations(db: sqlite3.Connection) -> None:
     chosen = Preferences(temperature=0.2, system_prompt="你是麻雀。", theme="dark", language="zh", reads_drafts=False)
-    prefer(db, "ana", chosen)
+    prefer(db, "ana", chosen.as_json(), frozenset(["zh"]))
     assert preferences(db, "ana") == chosen and preferences(db, "ben") == Preferences()
     mine = ChatSettings(system_prompt="", top_k=7)
     assert mine.over(chosen) == ChatSettings(system_prompt="", temperature=0.2, top_k=7)
     id = turn(db, "x")
-    assert change(db, "ana", id, settings=mine).settings == mine
-    assert rows.conversation(db, "ana", id).settings == mine
+    assert change(db, "ana", id, settings=mine.as_json()).settings == mine
+    assert change(db, "ana", id, settings={"top_k": None}).settings == ChatSettings(system_prompt="")
+    assert prefer(db, "ana", {"top_p": 0.5}, reset=True) == Preferences(
+        top_p=0.5, theme="dark", language="zh", reads_drafts=False
+    )
 
 
 class Tree:
