@@ -1,0 +1,123 @@
+"""What the page shows: the templates' context, for the page as it is loaded and for the one that streams."""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from markupsafe import Markup, escape
+from starlette.requests import Request
+
+from server import branches, conversations, rows
+from server.answers import may_revive
+from server.lists import page_of
+from server.preferences import Preferences
+from server.records import Conversation, Message
+from server.session import form_token, owner_of
+from server.state import AppState
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A message as the page shows it. `after`: number of the last event that `message.content` covers.
+
+    html: an answer's finished blocks, safe to show; open: its block that is not finished, "" when all are.
+    siblings: ids of the messages that could stand here, oldest first; `message` is siblings[sibling_at].
+    """
+
+    message: Message
+    after: int = 0
+    html: Markup = Markup()
+    open: Markup = Markup()
+    siblings: tuple[int, ...] = ()
+    sibling_at: int = 0
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A conversation, the branch of it that is looked at, and what stands beside each of its messages."""
+
+    conversation: Conversation
+    thread: tuple[Message, ...]
+    siblings: list[tuple[int, ...]]
+
+
+async def open_conversation(request: Request[AppState]) -> Opened:
+    """The conversation of the path, and the branch of it that ?leaf= names, else the one that is shown. Raises
+    NotFound."""
+    id, leaf = request.path_params["id"], request.query_params.get("leaf", "")
+    return await request.state["store"].read(_open, owner_of(request), id, leaf)
+
+
+def _open(db: sqlite3.Connection, owner: str, id: str, leaf: str) -> Opened:
+    found = rows.conversation(db, owner, id)
+    if leaf.isascii() and leaf.isdigit() and len(leaf) < 19:
+        thread = branches.branch_through(db, found.id, int(leaf))
+    else:
+        thread = rows.branch(db, rows.shown_leaf(db, found.id))
+    return Opened(found, thread, branches.siblings(db, found.id, thread))
+
+
+async def context(request: Request[AppState], owner: str, opened: Opened | None) -> dict[str, object]:
+    """Everything that chat.html names, its conversation apart: see `thread_context`."""
+    query = request.query_params.get("q", "")
+    preferred = await preferences_of(request)
+    listed = await page_of(request, query)
+    engine = request.state["engine"]
+    return {
+        "model": engine.model,
+        "n_ctx": engine.model.n_ctx,
+        "official": engine.sampling_defaults,
+        "preferences": preferred,
+        "conversation": opened.conversation if opened else None,
+        "recent": listed.conversations,
+        "more": listed.before,
+        "query": query,
+        "form_token": form_token(request, owner),
+        "form_key": secrets.token_urlsafe(16),
+    }
+
+
+async def preferences_of(request: Request[AppState]) -> Preferences:
+    return await request.state["store"].read(conversations.preferences, owner_of(request))
+
+
+def thread_context(request: Request[AppState], opened: Opened | None) -> dict[str, object]:
+    """The messages as chat.html shows them. Not for the loop: 50 ms for 500 of them."""
+    thread, siblings = (opened.thread, opened.siblings) if opened else ((), [])
+    return {
+        "thread": [_shown(request, *pair, pair[0] is thread[-1]) for pair in zip(thread, siblings, strict=True)],
+        "memory_begins": _memory_begins(thread),
+        "context_used": _context_used(thread),
+    }
+
+
+def language(request: Request[AppState], preferred: Preferences) -> str:
+    """As an Accept-Language header says it."""
+    return preferred.language or request.headers.get("accept-language", "")
+
+
+def _shown(request: Request[AppState], message: Message, siblings: tuple[int, ...], is_last: bool) -> Shown:
+    """While an answer is being written, its log is ahead of the store."""
+    after, at = 0, siblings.index(message.id)
+    log = request.state["streams"].get(message.id) if message.status == "streaming" else None
+    if log is not None:
+        message, after = replace(message, content=log.text), log.last - (log.finished is not None)
+    elif is_last and may_revive(message):
+        message = replace(message, status="streaming")
+    return Shown(message, after, escape(message.content), Markup(), siblings, at)
+
+
+def _context_used(thread: Sequence[Message]) -> int | None:
+    """Tokens of the last prompt and its answer; None: nothing was answered yet."""
+    usage = next((message.usage for message in reversed(thread) if message.usage), None)
+    return None if usage is None else usage.n_prompt + usage.n_completion
+
+
+def _memory_begins(thread: Sequence[Message]) -> int | None:
+    """The id of the first message that the last answer's model saw; None: all of them. The script counts alike."""
+    n_dropped = next((message.n_dropped for message in reversed(thread) if message.role == "assistant"), 0)
+    seen = [message.id for message in thread if message.content][n_dropped:]
+    return seen[0] if n_dropped and seen else None
