@@ -1,22 +1,34 @@
-"""GET /answers/{id}/events: an answer as server-sent events (delta, reset, end), resumable from any number."""
+"""GET /answers/{id}/events: an answer as server-sent events, resumable from any number.
+
+delta  {"settled"?, "open"?, "tail"?, "text"?}   see server.live.Patch: a field that is not there changes nothing
+reset  {"settled", "open"}                       all that is written: forget what was shown
+wait   {"queue", "read", "left_s"}               before the first word: place in the queue, part of the prompt read
+end    {"status", "reason", "error", "dropped", "stats"}
+"""
 
 from __future__ import annotations
 
-import json
+import time
 from collections.abc import AsyncIterator
-from functools import partial
 from typing import Any
 
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from server.answer_frames import frame
 from server.answers import ending
-from server.engine.sequence import Event, TextDelta
+from server.engine.sequence import Finished, Usage
+from server.markdown import render
 from server.records import Ending, Message, Status
 from server.session import owner_of
+from server.sse import PING, PING_S, RETRY, SSEResponse
 from server.state import AppState
-from server.streams import RUN, SSEResponse, frames, sse
+from server.streams import AnswerLog, Reading
+
+WAIT_S = 0.5
+"""Seconds between two events that say how the waiting goes."""
 
 
 async def events(request: Request[AppState]) -> Response:
@@ -29,37 +41,99 @@ async def events(request: Request[AppState]) -> Response:
     answer = await request.state["answers"].revive(owner, answer)
     seen = request.headers.get("last-event-id") or request.query_params.get("after", "0")
     log = request.state["streams"].get(answer.id)
-    if seen == "end" or (log is not None and log.finished and seen == str(log.last)):
+    after = int(seen) if seen.isascii() and seen.isdigit() and len(seen) < 16 else 0
+    if seen == "end" or (log is not None and log.has_told_all(after)):
         return Response(status_code=204)  # the only status that keeps an EventSource from asking again
     if log is None:
         return SSEResponse(_stored(answer))
-    after = int(seen) if seen.isascii() and seen.isdigit() else 0
-    return SSEResponse(frames(log, partial(_encode, answer.n_dropped), after=after))
+    return SSEResponse(frames(log, answer, after))
 
 
-def _encode(n_dropped: int, n: int, event: Event) -> bytes:
-    if isinstance(event, TextDelta):
-        is_resumed_from = n > RUN and n % RUN == 1
-        return _frame("reset" if is_resumed_from else "delta", n, {"text": event.text})
-    # Whoever still listens pressed Stop: a server that goes down lets its listeners go before it cancels.
-    return _frame("end", n, _end(ending(event, "", stopped=True), n_dropped))
+async def frames(log: AnswerLog, answer: Message, after: int = 0, *, ping_s: float = PING_S) -> AsyncIterator[bytes]:
+    """The body: what is there already as one chunk, then each frame as it comes, until the end of answer or server."""
+
+    def end(event: Finished) -> dict[str, Any]:
+        # Whoever still listens pressed Stop: a server that goes down lets its listeners go before it cancels.
+        return _end(ending(event, "", stopped=True), answer)
+
+    yield RETRY
+    waiting = Waiting(log)
+    while True:
+        chunk, after = log.frames_after(after, end)
+        if chunk:
+            yield chunk
+        n = log.last
+        if log.ended:
+            return
+        silent_s, step_s = 0.0, min(ping_s, WAIT_S if log.is_waiting else ping_s)
+        while not await log.wait(n, step_s):
+            silent_s += step_s
+            news = waiting.news(time.monotonic()) if log.is_waiting else None
+            if news is not None or silent_s >= ping_s:
+                yield PING if news is None else frame("wait", None, news)
+                silent_s = 0.0
+
+
+class Waiting:
+    """What one reader is told until the first word comes."""
+
+    def __init__(self, log: AnswerLog) -> None:
+        self._log = log
+        self._told: dict[str, Any] | None = None
+        self._began: tuple[float, int] | None = None
+
+    def news(self, now: float) -> dict[str, Any] | None:
+        """At time `now`, in seconds; None: nothing new."""
+        reading = self._log.reading()
+        if reading is None:
+            return None
+        read = round(reading.n_done / max(1, reading.n_prompt), 3)
+        told = {"queue": reading.place, "read": read, "left_s": self._left_s(now, reading)}
+        if told == self._told:
+            return None
+        self._told = told
+        return told
+
+    def _left_s(self, now: float, reading: Reading) -> float | None:
+        """As long as the rest takes at the speed since reading began; None while nobody can tell."""
+        if reading.place:
+            return None
+        self._began = self._began or (now, reading.n_done)
+        seconds, n_read = now - self._began[0], reading.n_done - self._began[1]
+        return round((reading.n_prompt - reading.n_done) * seconds / n_read, 1) if n_read > 0 else None
 
 
 async def _stored(answer: Message) -> AsyncIterator[bytes]:
     """The events of an answer whose log has gone: the whole text at once, and the end."""
     status: Status = "interrupted" if answer.status == "streaming" else answer.status
-    yield _frame("reset", 0, {"text": answer.content})
-    yield _frame("end", "end", _end(Ending("", status, answer.finish_reason, answer.failure), answer.n_dropped))
+    settled = await run_in_threadpool(render, answer.content)
+    yield frame("reset", 0, {"settled": settled, "open": ""})
+    end = Ending("", status, answer.finish_reason, answer.failure, answer.usage)
+    yield frame("end", "end", _end(end, answer))
 
 
-def _end(end: Ending, n_dropped: int) -> dict[str, Any]:
+def _end(end: Ending, answer: Message) -> dict[str, Any]:
     failure = end.failure
-    error = None if failure is None else {"code": failure.code, "message": failure.message}
-    return {"status": end.status, "reason": end.finish_reason, "error": error, "dropped": n_dropped}
+    return {
+        "status": end.status,
+        "reason": end.finish_reason,
+        "error": None if failure is None else {"code": failure.code, "message": failure.message},
+        "dropped": answer.n_dropped,
+        "stats": stats(end.usage),
+    }
 
 
-def _frame(event: str, id: int | str, data: dict[str, Any]) -> bytes:
-    return sse(json.dumps(data, ensure_ascii=False, separators=(",", ":")), id=id, event=event)
+def stats(usage: Usage | None) -> dict[str, Any] | None:
+    """What an answer cost, for who wants to know. None: it never came to the engine."""
+    if usage is None or not usage.n_prompt:
+        return None
+    return {
+        "n_prompt": usage.n_prompt,
+        "n_reused": usage.n_reused,
+        "n_completion": usage.n_completion,
+        "first_token_s": round(usage.queue_s + usage.prompt_s, 3),
+        "tokens_per_s": round(usage.n_completion / usage.decode_s, 1) if usage.decode_s > 0 else 0.0,
+    }
 
 
 routes: list[BaseRoute] = [Route("/answers/{id:int}/events", events)]

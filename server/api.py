@@ -25,8 +25,9 @@ from server.engine.engine import Handle
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import Event, Finished, TextDelta, Usage
 from server.errors import InvalidField, SparrowError
+from server.sse import SSEResponse, sse
 from server.state import AppState
-from server.streams import EventLog, SSEResponse, frames, sse
+from server.streams import EventLog, frames
 
 _FINISH = {"stop": "stop", "length": "length", "cancelled": "stop", "error": "error"}
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import secrets
 import sqlite3
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from starlette.requests import Request
 
 from server import branches, conversations, rows
+from server.answer_frames import View
 from server.answers import may_revive
 from server.lists import page_of
+from server.markdown import render
 from server.preferences import Preferences
 from server.records import Conversation, Message
 from server.session import form_token, owner_of
@@ -21,7 +23,7 @@ from server.state import AppState
 
 @dataclass(frozen=True)
 class Shown:
-    """A message as the page shows it. `after`: number of the last event that `message.content` covers.
+    """A message as the page shows it. `after`: number of the last event that `html` and `open` cover.
 
     html: an answer's finished blocks, safe to show; open: its block that is not finished, "" when all are.
     siblings: ids of the messages that could stand here, oldest first; `message` is siblings[sibling_at].
@@ -42,13 +44,18 @@ class Opened:
     conversation: Conversation
     thread: tuple[Message, ...]
     siblings: list[tuple[int, ...]]
+    views: Mapping[int, View] = field(default_factory=dict)
+    """By message id: what is being written, whose log is ahead of the store."""
 
 
 async def open_conversation(request: Request[AppState]) -> Opened:
     """The conversation of the path, and the branch of it that ?leaf= names, else the one that is shown. Raises
     NotFound."""
     id, leaf = request.path_params["id"], request.query_params.get("leaf", "")
-    return await request.state["store"].read(_open, owner_of(request), id, leaf)
+    found = await request.state["store"].read(_open, owner_of(request), id, leaf)
+    written = [message.id for message in found.thread if message.status == "streaming"]
+    logs = ((id, request.state["streams"].get(id)) for id in written)
+    return replace(found, views={id: log.view() for id, log in logs if log is not None})
 
 
 def _open(db: sqlite3.Connection, owner: str, id: str, leaf: str) -> Opened:
@@ -86,9 +93,9 @@ async def preferences_of(request: Request[AppState]) -> Preferences:
 
 def thread_context(request: Request[AppState], opened: Opened | None) -> dict[str, object]:
     """The messages as chat.html shows them. Not for the loop: 50 ms for 500 of them."""
-    thread, siblings = (opened.thread, opened.siblings) if opened else ((), [])
+    thread = opened.thread if opened else ()
     return {
-        "thread": [_shown(request, *pair, pair[0] is thread[-1]) for pair in zip(thread, siblings, strict=True)],
+        "thread": [_shown(opened, *pair) for pair in zip(thread, opened.siblings, strict=True)] if opened else [],
         "memory_begins": _memory_begins(thread),
         "context_used": _context_used(thread),
     }
@@ -99,15 +106,15 @@ def language(request: Request[AppState], preferred: Preferences) -> str:
     return preferred.language or request.headers.get("accept-language", "")
 
 
-def _shown(request: Request[AppState], message: Message, siblings: tuple[int, ...], is_last: bool) -> Shown:
-    """While an answer is being written, its log is ahead of the store."""
-    after, at = 0, siblings.index(message.id)
-    log = request.state["streams"].get(message.id) if message.status == "streaming" else None
-    if log is not None:
-        message, after = replace(message, content=log.text), log.last - (log.finished is not None)
-    elif is_last and may_revive(message):
+def _shown(opened: Opened, message: Message, siblings: tuple[int, ...]) -> Shown:
+    at = siblings.index(message.id)
+    view = opened.views.get(message.id)
+    if view is not None:
+        return Shown(message, view.after, Markup(view.settled), Markup(view.open), siblings, at)
+    if message is opened.thread[-1] and may_revive(message):
         message = replace(message, status="streaming")
-    return Shown(message, after, escape(message.content), Markup(), siblings, at)
+    html = Markup(render(message.content)) if message.role == "assistant" else Markup()
+    return Shown(message, 0, html, Markup(), siblings, at)
 
 
 def _context_used(thread: Sequence[Message]) -> int | None:

@@ -9,28 +9,20 @@ number of the last event that it saw, and miss nothing. All readers read the one
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import AsyncIterator, Callable, Hashable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Hashable, Iterator
+from typing import Any, Protocol
 
-from starlette.responses import StreamingResponse
-
+from server.answer_frames import Frames, View
 from server.engine.sequence import Event, Finished, TextDelta
 from server.errors import ShuttingDown
+from server.sse import PING, PING_S, RETRY
 
 N_KEEP = 64
 """Finished logs that stay for those who come back; older answers come out of the store."""
 
-PING_S = 15.0
-"""Seconds of silence after which a comment is sent: proxies close what looks idle, nginx after 60 s."""
-
-PING = b": ping\n\n"
-
 RUN = 1_000_000
 """Numbers that one run of an answer may use, far more than a context has tokens. An answer that was cut off and goes on
 is another run: its numbers are larger than any that a reader has seen, whatever the crash took."""
-
-RETRY = b"retry: 1000\n\n"
-"""Milliseconds that a browser waits before it reconnects; its own default is 3 to 5 seconds."""
 
 
 class EventLog:
@@ -117,15 +109,71 @@ class EventLog:
         self._grown = self._loop.create_future()
 
 
+class Reading(Protocol):
+    """How far the engine is with what comes before the first word."""
+
+    @property
+    def place(self) -> int:
+        """In the queue, from 1; 0: its turn has come."""
+
+    @property
+    def n_done(self) -> int:
+        """Tokens of the prompt that are read, of n_prompt."""
+
+    @property
+    def n_prompt(self) -> int: ...
+
+
+class AnswerLog(EventLog):
+    """The log of one run of an answer that a page shows: its readers get frames (see server.answer_frames)."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, n_resumed: int = 0) -> None:
+        super().__init__(loop, n_resumed)
+        self.reading: Callable[[], Reading | None] = lambda: None
+        """Set by who submits it to the engine. None: nobody knows."""
+        self._n_read = 0
+        self._frames = Frames(n_resumed * RUN)
+
+    @property
+    def is_waiting(self) -> bool:
+        """For its first word."""
+        return not self._events
+
+    def view(self) -> View:
+        """All that is written until now, as a page that is loaded shows it."""
+        return self._read().view
+
+    def frames_after(self, n: int, end: Callable[[Finished], dict[str, Any]]) -> tuple[bytes, int]:
+        """The frames after number n, b"" when there are none, and the number of the last. `end` makes the final one."""
+        frames = self._read()
+        if self.finished is not None and not frames.is_closed:
+            frames.close(end(self.finished))
+        return frames.since(n), frames.last
+
+    def has_told_all(self, n: int) -> bool:
+        """Frame n was the last one that there will ever be."""
+        return self._frames.is_closed and n == self._frames.last
+
+    def _read(self) -> Frames:
+        """What came since the last time becomes one frame; nobody asked for more."""
+        new, self._n_read = self._events[self._n_read :], len(self._events)
+        said = [event.text for event in new if isinstance(event, TextDelta)]
+        if said:
+            self._frames.push("".join(said))
+        if new and self.finished:
+            self._frames.flush()
+        return self._frames
+
+
 class Streams:
     """The logs by the id of their answer: all unfinished ones, and the last N_KEEP of the others."""
 
     def __init__(self, n_keep: int = N_KEEP) -> None:
-        self._logs: dict[Hashable, EventLog] = {}
+        self._logs: dict[Hashable, AnswerLog] = {}
         self._n_keep = n_keep
         self._closed = False
 
-    def open(self, id: Hashable, n_resumed: int = 0) -> EventLog:
+    def open(self, id: Hashable, n_resumed: int = 0) -> AnswerLog:
         """A new log, in the place of an earlier run's. Call it on the event loop. Raises ShuttingDown after `close`."""
         if self._closed:
             raise ShuttingDown("The server is going down: try again in a moment.")
@@ -134,10 +182,10 @@ class Streams:
         ended = [key for key, log in self._logs.items() if log.ended]
         for key in ended[: max(0, len(ended) - self._n_keep)]:
             del self._logs[key]
-        log = self._logs[id] = EventLog(asyncio.get_running_loop(), n_resumed)
+        log = self._logs[id] = AnswerLog(asyncio.get_running_loop(), n_resumed)
         return log
 
-    def get(self, id: Hashable) -> EventLog | None:
+    def get(self, id: Hashable) -> AnswerLog | None:
         """None: there never was one, or it is too old; the text is in the store."""
         return self._logs.get(id)
 
@@ -146,15 +194,6 @@ class Streams:
         self._closed = True
         for log in self._logs.values():
             log.close()
-
-
-_LINE_END = re.compile(r"\r\n|\r|\n")
-
-
-def sse(data: str, *, id: int | str | None = None, event: str | None = None) -> bytes:
-    """One server-sent event. Line ends of any kind inside `data` arrive as one newline each."""
-    head = ("" if event is None else f"event: {event}\n") + ("" if id is None else f"id: {id}\n")
-    return (head + "".join(f"data: {line}\n" for line in _LINE_END.split(data)) + "\n").encode()
 
 
 async def frames(
@@ -184,12 +223,3 @@ async def frames(
             return
         if not await log.wait(after, ping_s):
             yield PING
-
-
-class SSEResponse(StreamingResponse):
-    """text/event-stream, with the headers that keep caches and proxies (nginx reads X-Accel-*) from holding it back."""
-
-    media_type = "text/event-stream"
-
-    def init_headers(self, headers: Mapping[str, str] | None = None) -> None:
-        super().init_headers({"Cache-Control": "no-cache, no-transform", "X-Accel-Buffering": "no", **(headers or {})})

@@ -14,6 +14,7 @@ from http.cookiejar import CookieJar
 from types import TracebackType
 from typing import Any
 
+from tests.answer_page import AnswerPage
 from tests.page_reader import Article, articles
 
 
@@ -45,8 +46,8 @@ class Browser:
 class EventSource:
     """`with EventSource(browser, answer) as reader: reader.wait(...)`: `text` is what its page would show."""
 
-    def __init__(self, browser: Browser, answer: int, after: int = 0, text: str = "") -> None:
-        self.text = text
+    def __init__(self, browser: Browser, answer: int, after: int = 0, page: AnswerPage | None = None) -> None:
+        self.page = page or AnswerPage()
         self.states: list[str] = []
         """Every text that was shown, from each to the next."""
         self.end: Any = None
@@ -56,6 +57,10 @@ class EventSource:
         self._last_id = ""
         self._gone = threading.Event()
         self._thread = threading.Thread(target=self._run)
+
+    @property
+    def text(self) -> str:
+        return self.page.text
 
     def wait(self, condition: Callable[[], bool], timeout_s: float = 30) -> None:
         deadline = time.monotonic() + timeout_s
@@ -106,5 +111,5 @@ class EventSource:
             self.end = data
             return
         self.n_resets += event == "reset"
-        self.text = data["text"] if event == "reset" else self.text + data["text"]
+        self.page.take(event, data)
         self.states.append(self.text)

@@ -8,6 +8,9 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from tests.answer_page import AnswerPage
+from tests.answer_page import text_of as visible
+
 _ARTICLE = re.compile(
     r'<article data-role="(\w+)" data-id="(\d+)"(?: aria-busy="(true)" data-after="(\d+)")?>.*?'
     r'<div class="text" dir="auto">(.*?)</div><!--/text-->(.*?)</article>',
@@ -25,9 +28,14 @@ class Article:
     note: str
     can_retry: bool
     can_continue: bool
+    markup: str
 
-
-_TAG = re.compile(r"<[^>]*>")
+    @property
+    def page(self) -> AnswerPage:
+        """An answer as it was loaded, to go on from `after`."""
+        found = re.fullmatch(r'<div class="settled">(.*)</div><div class="open">(.*)</div>', self.markup, re.DOTALL)
+        assert found, self.markup
+        return AnswerPage(found[1], found[2])
 
 
 def articles(page: str) -> list[Article]:
@@ -38,7 +46,7 @@ def articles(page: str) -> list[Article]:
         why = html.unescape(note[2]) if note and not note[1] else ""
         buttons = {name for name, hidden in re.findall(r'class="(retry|continue)"( hidden)?', rest) if not hidden}
         can = ("retry" in buttons, "continue" in buttons)
-        found.append(Article(role, int(id), bool(busy), int(after or 0), html.unescape(_TAG.sub("", text)), why, *can))
+        found.append(Article(role, int(id), bool(busy), int(after or 0), visible(text).strip(), why, *can, text))
     return found
 
 
@@ -48,5 +56,13 @@ def events(stream: str) -> list[tuple[str, str, Any]]:
     return [(event, id, json.loads(data)) for event, id, data in found]
 
 
+def page_of(stream: str) -> AnswerPage:
+    """What the page shows at the end of a stream that begins with the answer."""
+    page = AnswerPage()
+    for event, _, data in events(stream):
+        page.take(event, data)
+    return page
+
+
 def text_of(stream: str) -> str:
-    return "".join(data["text"] for _, _, data in events(stream)[:-1])
+    return page_of(stream).text

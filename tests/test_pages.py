@@ -18,11 +18,14 @@ from starlette.testclient import TestClient
 
 from server.app import create_app
 from server.engine.loader import open_engine
+from server.markdown import render
 from server.settings import Settings
 from server.streams import RUN
-from tests.page_reader import Article, articles, events, text_of
+from tests.answer_page import AnswerPage
+from tests.page_reader import Article, articles, events, page_of, text_of
 
 N_CTX = 1024
+ENDED = {"status": "done", "reason": "stop", "error": None, "dropped": 0, "stats": None}
 Open = Callable[..., AbstractContextManager[TestClient]]
 
 
@@ -93,7 +96,8 @@ def test_an_answer_streams_to_its_end_and_comes_back_on_reload(client: TestClien
     *deltas, (event, _, end) = events(stream)
     assert deltas and all(event == "delta" for event, _, _ in deltas)
     assert [int(id) for _, id, _ in deltas] == list(range(1, len(deltas) + 1))
-    assert (event, end) == ("end", {"status": "done", "reason": "length", "error": None, "dropped": 0})
+    assert (event, {**end, "stats": None}) == ("end", {**ENDED, "reason": "length"})
+    assert end["stats"]["n_completion"] > 100 and end["stats"]["tokens_per_s"] > 0
     page = client.get(asked["conversation"]["url"]).text
     question, answer = articles(page)
     assert question.text == "Hello\nthere" and answer.text == text_of(stream)
@@ -106,9 +110,16 @@ def test_an_answer_streams_to_its_end_and_comes_back_on_reload(client: TestClien
 def test_who_comes_back_misses_nothing_and_gets_nothing_twice(client: TestClient, seen: int) -> None:
     answer = ask(client)["answer"]
     whole = events(listen(client, answer))
-    assert events(listen(client, answer, after=seen)) == whole[seen:]
-    assert events(listen(client, answer, after=0, **{"Last-Event-ID": str(seen)})) == whole[seen:]
-    reply = client.get(f"/answers/{answer}/events", headers={"Last-Event-ID": str(len(whole))})
+    for stream in (
+        listen(client, answer, after=seen),
+        listen(client, answer, after=0, **{"Last-Event-ID": str(seen)}),
+    ):
+        page = AnswerPage()
+        for event, _, data in whole[:seen] + events(stream):
+            page.take(event, data)
+        assert (page.settled, page.open) == (page_of(listen(client, answer)).settled, "")
+        assert events(stream)[-1] == whole[-1]
+    reply = client.get(f"/answers/{answer}/events", headers={"Last-Event-ID": whole[-1][1]})
     assert reply.status_code == 204
 
 
@@ -118,8 +129,11 @@ def test_a_reload_in_the_middle_goes_on_where_the_page_ends(client: TestClient) 
     assert middle.is_busy and middle.after > 0
     rest = listen(client, asked["answer"], after=middle.after)
     assert len(events(rest)) > 1, "the answer was over before the page was read"
+    page = middle.page
+    for event, _, data in events(rest):
+        page.take(event, data)
     (_, finished) = articles(client.get(asked["conversation"]["url"]).text)
-    assert middle.text + text_of(rest) == finished.text
+    assert (page.settled, page.open) == (finished.page.settled, finished.page.open) and page.open == ""
 
 
 def test_an_answer_is_written_although_nobody_listens(client: TestClient) -> None:
@@ -281,12 +295,14 @@ def test_a_disk_that_turned_read_only_ends_the_answer_with_its_reason(client: Te
 def test_after_a_restart_the_answer_comes_out_of_the_store(open_app: Open) -> None:
     with open_app() as client:
         asked = ask(client)
-        text = text_of(listen(client, asked["answer"]))
+        settled = page_of(listen(client, asked["answer"])).settled
         cookies = client.cookies
     with open_app() as client:
         client.cookies = cookies
-        end = {"status": "done", "reason": "length", "error": None, "dropped": 0}
-        assert events(listen(client, asked["answer"], after=3)) == [("reset", "0", {"text": text}), ("end", "end", end)]
+        reset, (event, id, end) = events(listen(client, asked["answer"], after=3))
+        assert reset == ("reset", "0", {"settled": settled, "open": ""})
+        assert (event, id, {**end, "stats": None}) == ("end", "end", {**ENDED, "reason": "length"})
+        assert end["stats"]["n_completion"] > 100
         reply = client.get(f"/answers/{asked['answer']}/events", headers={"Last-Event-ID": "end"})
         assert reply.status_code == 204
 
@@ -298,13 +314,13 @@ def test_a_server_that_goes_down_lets_listeners_go_and_keeps_the_half(open_app: 
         cookies = client.cookies
     with closing(sqlite3.connect(tmp_path / "sparrow.db")) as db:
         (status, text) = db.execute("SELECT status, content FROM messages WHERE id = ?", (half.id,)).fetchone()
-    assert status == "interrupted" and text.startswith(half.text)
+    assert status == "interrupted" and render(text).startswith(half.page.settled)
     with open_app() as client:
         client.cookies = cookies
         (_, answer) = articles(client.get(asked["conversation"]["url"]).text)
-        assert answer.text == text and answer.is_busy and not answer.note
+        assert answer.page.settled == render(text) and answer.is_busy and not answer.note
         (reset, *deltas, end) = events(listen(client, answer.id))
-        assert reset[0] == "reset" and text.startswith(reset[2]["text"]), "half a character at its end goes on"
+        assert reset[0] == "reset" and render(text).startswith(reset[2]["settled"])
         assert deltas and end[2]["reason"] == "length"
 
 
@@ -322,7 +338,7 @@ def test_nothing_is_doubled_or_garbled_at_a_seam_even_inside_a_character(client:
         tokens = struct.unpack(f"<{len(blob) // 4}I", blob)
         assert n_resumed == n_runs - 1 and len(tokens) > len(before) and tokens[: len(before)] == before
         assert content == b"".join(map(vocab.piece, tokens)).decode("utf-8", "replace")
-        assert articles(client.get(asked["conversation"]["url"]).text)[-1].text == content
+        assert articles(client.get(asked["conversation"]["url"]).text)[-1].page.settled == render(content)
         before = tokens
         reply = client.post(f"/answers/{asked['answer']}/continue", json={})
         assert (reply.status_code, reply.json()) == (200, {"answer": asked["answer"]})
@@ -358,8 +374,10 @@ def test_an_answer_that_fills_a_smaller_context_ends_there(open_app: Open) -> No
     with open_app(n_ctx=256) as client:
         client.cookies = cookies
         (_, half) = articles(client.get(asked["conversation"]["url"]).text)
-        (reset, end) = events(listen(client, asked["answer"]))
-        assert reset[0] == "reset" and half.text.startswith(reset[2]["text"]) and len(half.text) > 50
+        stream = listen(client, asked["answer"])
+        (reset, flushed, end) = events(stream)
+        assert (reset[0], flushed[2]["open"]) == ("reset", "") and len(half.text) > 50
+        assert half.page.settled.startswith(reset[2]["settled"])
         assert (end[2]["status"], end[2]["reason"]) == ("done", "length")
 
 

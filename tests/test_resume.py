@@ -50,11 +50,18 @@ def test_a_reader_that_stays_sees_the_answer_whole(server: ServerProcess, tmp_pa
     with EventSource(browser, asked["answer"]) as reader:
         seen = break_off(server, reader, n_seen)
         saved = row(tmp_path, asked["answer"])[1]
-        assert seen.startswith(saved)
+        assert seen.startswith(saved.strip())
         server.start()
         assert reader.whole() == HUNDRED
     assert reader.n_resets == 1 and all(HUNDRED.startswith(state) for state in reader.states)
-    assert reader.end == {"status": "done", "reason": "stop", "error": None, "dropped": 0}
+    assert {**reader.end, "stats": None} == {
+        "status": "done",
+        "reason": "stop",
+        "error": None,
+        "dropped": 0,
+        "stats": None,
+    }
+    assert reader.end["stats"]["n_completion"] > 100 and reader.end["stats"]["first_token_s"] > 0
     (_, answer) = browser.page(asked["conversation"]["url"])
     assert answer.text == HUNDRED and not answer.note
     assert row(tmp_path, asked["answer"]) == ("done", HUNDRED, 1, None)
@@ -82,7 +89,7 @@ def test_it_waits_as_far_as_it_came_for_who_opens_the_page_later(server: ServerP
     (_, answer) = browser.page(asked["conversation"]["url"])
     assert answer.is_busy and HUNDRED.startswith(answer.text) and answer.text != HUNDRED
     assert row(tmp_path, answer.id)[0] == "interrupted", "a look at the page alone computes nothing"
-    with EventSource(browser, answer.id, answer.after, answer.text) as reader:
+    with EventSource(browser, answer.id, answer.after, answer.page) as reader:
         assert reader.whole() == HUNDRED
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from server.engine.sequence import Event, Finished, TextDelta, Usage
 from server.errors import ShuttingDown
-from server.streams import PING, RETRY, RUN, EventLog, SSEResponse, Streams, frames, sse
+from server.sse import PING, RETRY, SSEResponse, sse
+from server.streams import RUN, EventLog, Streams, frames
 
 T = TypeVar("T")
 END = Finished("stop", Usage(n_prompt=3, n_completion=2, n_reused=0, queue_s=0.0, prompt_s=0.1, decode_s=0.2))
