@@ -195,7 +195,7 @@ class Answers:
                 await self._save(answer)
         end = answer.finished.result()
         try:
-            if end.reason in ("cancelled", "error"):
+            if end.reason != "stop":  # it may go on from its last token
                 await self._save(answer)
             await self._store.finish(answer.message.id, ending(end, answer.log.text, answer.stopped))
         except StoreFailed as error:
