@@ -1,7 +1,7 @@
 // @ts-check
 // Questions and answers: send, stop, go on, answer again.
 
-import { box, newKey, remember, size, startEditing, stopEditing, stored, together, typed } from "./box.js";
+import { NEW_SETTINGS, box, newKey, place, remember, size, startEditing, stopEditing, stored, together, typed } from "./box.js";
 import { $, conversation, text as wording, words } from "./dom.js";
 import { list } from "./list.js";
 import { post } from "./net.js";
@@ -13,9 +13,6 @@ import { add, articles, explain, isBusy, renew, settle } from "./thread.js";
 const AGAIN_MS = 2000;
 const problem = $("#problem");
 let abort = new AbortController();
-
-/** Settings that were chosen for a chat that does not exist yet. */
-export const NEW_SETTINGS = "sparrow:new settings";
 
 function begin() {
   explain(problem);
@@ -60,8 +57,7 @@ export async function ask(text = box.value.trim(), rest = typed.kept) {
 /** Sent, as often as the model is still being loaded. @returns {Promise<any>} */
 async function send() {
   const { text, key, edits } = typed.asked;
-  const settings = conversation() ? null : stored(undefined, NEW_SETTINGS);
-  const body = { text, key, conversation: conversation() || undefined, edits: edits ? Number(edits) : undefined, settings: settings ?? undefined };
+  const body = { text, key, ...place(edits) };
   for (;;) {
     try {
       return await post("/messages", body, abort.signal);

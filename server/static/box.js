@@ -39,6 +39,15 @@ export function remember() {
   stored(text || draft.kept ? draft : null);
 }
 
+/** Settings that were chosen for a chat that does not exist yet. */
+export const NEW_SETTINGS = "sparrow:new settings";
+
+/** Where what is typed goes: into a conversation, in the place of an earlier message, or into a new chat. */
+export function place(edits = typed.edits) {
+  if (conversation()) return { conversation: conversation(), edits: edits ? Number(edits) : undefined };
+  return { settings: stored(undefined, NEW_SETTINGS) ?? undefined };
+}
+
 /** @param {string} id */
 const question = (id) => (id ? $(`#messages article[data-role="user"][data-id="${CSS.escape(id)}"]`) : null);
 

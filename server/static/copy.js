@@ -34,8 +34,12 @@ async function copy(button, source) {
     return toast(text("copy_failed"));
   }
   say(text("copied"));
-  button.classList.add("done");
-  setTimeout(() => button.classList.remove("done"), DONE_MS);
+  const isDone = (/** @type {boolean} */ is) => {
+    button.classList.toggle("done", is);
+    $("use", button)?.setAttribute("href", is ? "#check-icon" : "#copy-icon");
+  };
+  isDone(true);
+  setTimeout(isDone, DONE_MS, false);
 }
 
 /** Safari wants the promise inside the click, not what it will give. @param {Promise<string>} source */

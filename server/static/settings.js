@@ -2,8 +2,7 @@
 // The settings: how answers are chosen, here and everywhere; theme, language, reading along; files in and out.
 // A change holds at once. An empty field takes what stands in it in grey: the default, else the model's official value.
 
-import { NEW_SETTINGS } from "./ask.js";
-import { stored } from "./box.js";
+import { NEW_SETTINGS, stored } from "./box.js";
 import { $, $$, conversation, text } from "./dom.js";
 import { refresh } from "./list.js";
 import { get, post, why } from "./net.js";

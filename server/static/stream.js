@@ -6,11 +6,12 @@ import { follow } from "./scroll.js";
 import { Speaker, say } from "./speech.js";
 import { dress, explain, messages, settle } from "./thread.js";
 
-/** @typedef {{settled?: string, open?: string, text?: string}} Patch */
+/** What changes in an answer: server/live.py says how. @typedef {{settled?: string, open?: string, tail?: string, text?: string}} Patch */
 /** @typedef {{queue?: number, read?: number, left_s?: number | null, loading?: boolean}} Wait */
 
 const FLUSH_MS = 30; // no animation frame: those stand still in a tab behind another
 const SILENT_MS = 20_000;
+const NOTHING = { settled: "", open: null, tail: null, text: "" };
 
 /** One reader of one answer. `after`: number of the last event that is in the article, or about to be. */
 class Listener {
@@ -22,8 +23,8 @@ class Listener {
     this.settled = $(".settled", article);
     this.open = $(".open", article);
     this.speaker = new Speaker(this.open);
-    /** What has come and is not shown yet. @type {{settled: string, open: string | null, text: string}} */
-    this.pending = { settled: "", open: null, text: "" };
+    /** What has come and is not shown yet. @type {{settled: string, open: string | null, tail: string | null, text: string}} */
+    this.pending = { ...NOTHING };
     this.timer = 0;
     this.source = new EventSource(`/answers/${article.dataset.id}/events?after=${after}`);
     this.source.onopen = () => this.found();
@@ -60,7 +61,8 @@ class Listener {
   take(patch) {
     const { pending } = this;
     pending.settled += patch.settled ?? "";
-    if (patch.open !== undefined) [pending.open, pending.text] = [patch.open, ""];
+    if (patch.open !== undefined) [pending.open, pending.tail, pending.text] = [patch.open, null, ""];
+    if (patch.tail !== undefined) [pending.tail, pending.text] = [patch.tail, ""];
     pending.text += patch.text ?? "";
     if (this.timer) return; // a fast model: 30 times a second is often enough
     this.flush();
@@ -69,7 +71,7 @@ class Listener {
 
   /** The server goes on from what it had saved, which may be a little less than what was seen. @param {Patch} patch */
   begin(patch) {
-    this.pending = { settled: "", open: null, text: "" };
+    this.pending = { ...NOTHING };
     this.settled.innerHTML = patch.settled ?? "";
     this.open.innerHTML = patch.open ?? "";
     if (patch.text) this.write(patch.text);
@@ -80,11 +82,11 @@ class Listener {
   flush() {
     clearTimeout(this.timer);
     this.timer = 0;
-    const { settled, open, text } = this.pending;
-    if (!settled && open === null && !text) return;
-    this.pending = { settled: "", open: null, text: "" };
+    const { settled, open, tail, text } = this.pending;
+    this.pending = { ...NOTHING };
     if (settled) this.append(settled);
     if (open !== null) this.open.innerHTML = open;
+    if (tail !== null) $(".tail", this.open).innerHTML = tail;
     if (text) this.write(text);
     this.speaker.open(this.open.textContent ?? "");
     follow();

@@ -55,7 +55,7 @@ function showNumbers(article, stats) {
   const speed = stats.tokens_per_s;
   line.hidden = !stats.n_completion;
   $("summary", line).textContent = text("speed", { n: speed.toFixed(speed < 10 ? 1 : 0) });
-  const first = stats.first_token_s.toFixed(1);
+  const first = stats.first_token_s.toFixed(stats.first_token_s < 1 ? 2 : 1);
   $("p", line).textContent = text("numbers", { n: stats.n_completion, first, reused: stats.n_reused, prompt: stats.n_prompt });
 }
 
@@ -77,16 +77,13 @@ export function settle(article, { status, reason, error, dropped, stats }) {
   return why;
 }
 
-/** What a script adds to finished blocks: a button to each code block, and a way in for the keyboard to what scrolls. */
-/** @param {ParentNode} root */
+/** What a script adds to finished blocks: a button to each code block. @param {ParentNode} root */
 export function dress(root) {
   for (const code of $$(".settled .code:not(:has(.copy-code))", root)) {
     const button = document.createElement("button");
     [button.type, button.className, button.textContent] = ["button", "copy-code", text("copy_code")];
     code.append(button);
-    $("pre", code).tabIndex = 0;
   }
-  for (const table of $$(".settled > table", root)) if (table.scrollWidth > table.clientWidth) table.tabIndex = 0;
 }
 
 /** The conversation as the server has it now; whoever calls listens to its answer, if one is being written. */

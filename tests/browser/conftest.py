@@ -64,7 +64,8 @@ def new_page(browser: Browser) -> Iterator[NewPage]:
     complaints: list[str] = []
 
     def open(url: str, **options: Any) -> Page:
-        context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, "locale": "en-US", **options})
+        defaults = {"viewport": {"width": 1280, "height": 800}, "locale": "en-US", "service_workers": "block"}
+        context = browser.new_context(**{**defaults, **options})
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(15_000)
