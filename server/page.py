@@ -48,10 +48,10 @@ class Opened:
     """By message id: what is being written, whose log is ahead of the store."""
 
 
-async def open_conversation(request: Request[AppState]) -> Opened:
-    """The conversation of the path, and the branch of it that ?leaf= names, else the one that is shown. Raises
+async def open_conversation(request: Request[AppState], id: str) -> Opened:
+    """The conversation, and the branch of it that ?leaf= names, else the one that is shown. Raises
     NotFound."""
-    id, leaf = request.path_params["id"], request.query_params.get("leaf", "")
+    leaf = request.query_params.get("leaf", "")
     found = await request.state["store"].read(_open, owner_of(request), id, leaf)
     written = [message.id for message in found.thread if message.status == "streaming"]
     logs = ((id, request.state["streams"].get(id)) for id in written)
