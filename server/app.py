@@ -116,6 +116,7 @@ def create_app(settings: Settings, engine: Engine) -> Starlette:
                 streams=streams,
                 answers=answers,
                 form_secret=await store.read(conversations.form_secret),
+                importing=asyncio.Lock(),
                 started_at=int(time.time()),
             )
         finally:

@@ -33,5 +33,10 @@ def text(given: Any, field: str, n_most: int) -> str:
 
 
 def clean(given: str) -> str:
-    """A lone surrogate is no text: neither SQLite nor the tokenizer takes it. NUL ends a text in some of both."""
-    return given.strip().replace("\0", "").encode("utf-8", "replace").decode("utf-8")
+    """What somebody typed, its ends trimmed. NUL ends a text for some programs."""
+    return storable(given.strip().replace("\0", ""))
+
+
+def storable(given: str) -> str:
+    """A lone surrogate is no text: neither SQLite nor the tokenizer takes it."""
+    return given.encode("utf-8", "replace").decode("utf-8")

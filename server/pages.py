@@ -10,14 +10,14 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from server import answer_events, asking, lists, plain
+from server import answer_events, asking, lists, transfers
 from server.errors import NotFound
 from server.page import Opened, context, language, open_conversation, preferences_of, thread_context
 from server.posts import answered, owner_or_new
 from server.state import AppState
 from server.templating import render
 
-HEADERS = {"Cache-Control": "no-store", "Vary": "Accept-Language, Cookie, User-Agent"}
+HEADERS = {"Cache-Control": "no-store", "Vary": "Accept-Language, Cookie"}
 """Out of a cache, an answer would be shown as it was when it was half written."""
 
 
@@ -33,7 +33,7 @@ async def conversation(request: Request[AppState]) -> Response:
     ?leaf= shows the branch through that message, only this time.
     """
     try:
-        opened = await open_conversation(request, request.path_params["id"])
+        opened = await open_conversation(request)
     except NotFound:
         preferred = await preferences_of(request)
         html = render("gone.html", language(request, preferred), preferences=preferred)
@@ -42,8 +42,6 @@ async def conversation(request: Request[AppState]) -> Response:
 
 
 async def _page(request: Request[AppState], opened: Opened | None) -> Response:
-    if plain.is_wanted(request):
-        return await plain.page(request, opened)
     owner = owner_or_new(request)
     found = await context(request, owner, opened)
     accepted = language(request, await preferences_of(request))
@@ -60,5 +58,5 @@ routes: list[BaseRoute] = [
     *answer_events.routes,
     *asking.routes,
     *lists.routes,
-    *plain.routes,
+    *transfers.routes,
 ]

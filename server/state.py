@@ -12,6 +12,7 @@ await store.close()
 
 from __future__ import annotations
 
+import asyncio
 from typing import TypedDict
 
 from server.answers import Answers
@@ -31,5 +32,7 @@ class AppState(TypedDict):
     answers: Answers
     form_secret: bytes
     """What the tokens in forms are made with; it outlives the server, as a page that is open does."""
+    importing: asyncio.Lock
+    """One file at a time."""
     started_at: int
     """Seconds since 1970."""
