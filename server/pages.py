@@ -10,14 +10,14 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from server import answer_events, asking, lists, transfers
+from server import answer_events, asking, lists, plain, transfers
 from server.errors import NotFound
 from server.page import Opened, context, language, open_conversation, preferences_of, thread_context
 from server.posts import answered, owner_or_new
 from server.state import AppState
 from server.templating import render
 
-HEADERS = {"Cache-Control": "no-store", "Vary": "Accept-Language, Cookie"}
+HEADERS = {"Cache-Control": "no-store", "Vary": "Accept-Language, Cookie, User-Agent"}
 """Out of a cache, an answer would be shown as it was when it was half written."""
 
 
@@ -33,7 +33,7 @@ async def conversation(request: Request[AppState]) -> Response:
     ?leaf= shows the branch through that message, only this time.
     """
     try:
-        opened = await open_conversation(request)
+        opened = await open_conversation(request, request.path_params["id"])
     except NotFound:
         preferred = await preferences_of(request)
         html = render("gone.html", language(request, preferred), preferences=preferred)
@@ -42,6 +42,8 @@ async def conversation(request: Request[AppState]) -> Response:
 
 
 async def _page(request: Request[AppState], opened: Opened | None) -> Response:
+    if plain.is_wanted(request):
+        return await plain.page(request, opened)
     owner = owner_or_new(request)
     found = await context(request, owner, opened)
     accepted = language(request, await preferences_of(request))
@@ -59,4 +61,5 @@ routes: list[BaseRoute] = [
     *asking.routes,
     *lists.routes,
     *transfers.routes,
+    *plain.routes,
 ]

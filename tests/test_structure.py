@@ -15,7 +15,7 @@ LAYERS = [
     ["scripts"],
     ["server.app"],
     ["server.api", "server.pages"],
-    ["server.assets"],
+    ["server.assets", "server.plain"],
     ["server.transfers"],
     ["server.answer_events", "server.asking", "server.page"],
     ["server.lists"],
