@@ -26,7 +26,7 @@ TABLE = "Show me a table of birds."
 COUNT = "Count from 1 to 100."
 HUNDRED = ", ".join(map(str, range(1, 101)))
 
-_FORM = re.compile(r'<form(?: id="\w+")? method="post" action="([^"]+)">(.*?)</form>', re.DOTALL)
+_FORM = re.compile(r'<form(?: id="\w+")? method="post" action="([^"]+)"[^>]*>(.*?)</form>', re.DOTALL)
 _FIELD = re.compile(r'<input type="hidden" name="(\w+)" value="([^"]*)">')
 
 
@@ -240,7 +240,7 @@ def test_w3m_can_use_it(demo_server: ServerProcess, w3m: list[str], tmp_path: Pa
     assert "Message\n[" in seen and "\nSend\n" in seen and "model on your own machine" in seen
     assert len(seen.splitlines()) < 30, "nothing but the page"
     page = run("-dump_source", demo_server.url)
-    assert '<input id="box" name="text"' in page, "a line at the bottom; a textarea opens an editor"
+    assert '<input id="words" name="text"' in page, "a line at the bottom; a textarea opens an editor"
     sent = tmp_path / "form"
     sent.write_text(urllib.parse.urlencode({**fields(page, "messages"), "text": TABLE}))
     answer = run("-dump", "-post", str(sent), demo_server.url + "/plain/messages")
