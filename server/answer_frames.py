@@ -23,7 +23,8 @@ N_KEEP = 64
 
 @dataclass(frozen=True)
 class View:
-    """An answer's HTML; `after` is the number of the last frame in it. `open` is "" when all is settled."""
+    """An answer's HTML; `after` is the number of the last frame in it: its reader goes on behind it, and hears the end.
+    `open` is "" when all is settled."""
 
     settled: str
     open: str
@@ -47,7 +48,7 @@ class Frames:
 
     @property
     def view(self) -> View:
-        return View(self._live.settled, self._live.open, self.last)
+        return View(self._live.settled, self._live.open, self.last - self.is_closed)
 
     def push(self, text: str) -> None:
         changes = self._live.push(text).changes

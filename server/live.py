@@ -23,6 +23,7 @@ again only after a sixteenth more (a line: an eighth): what came in between stan
 a token in a list of 500 items costs no more than one in a list of 50."""
 
 MAX_HELD = 40
+MAX_FENCE_LINE = 200
 """Characters of a line that are held back at most."""
 
 _HELD = re.compile(r"[ \t>\-+*#=_|:`~\d.)]*")
@@ -221,7 +222,7 @@ def _closing(block: Block | None) -> re.Pattern[str] | None:
 def _is_held(line: str) -> bool:
     """It may still become a marker of a kind that nobody can see yet."""
     is_marker = len(line) <= MAX_HELD and _HELD.fullmatch(line) is not None
-    return is_marker or _FENCE_LINE.fullmatch(line) is not None
+    return is_marker or (len(line) <= MAX_FENCE_LINE and _FENCE_LINE.fullmatch(line) is not None)
 
 
 def _content(line: str) -> tuple[int, int]:
@@ -251,7 +252,7 @@ def _closed(text: str) -> str:
     is_open: list[str] = []
     cut = len(text)
     for found in _PAIRED.finditer(text):
-        mark, before, after = found[0], text[found.start() - 1 : found.start()], text[found.end() :][:1]
+        mark, before, after = found[0], text[found.start() - 1 : found.start()], text[found.end() : found.end() + 1]
         if mark[0] == "\\" or (is_open and is_open[-1][0] == "`" != mark[0]):
             continue
         if mark in is_open and not before.isspace():

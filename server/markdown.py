@@ -123,7 +123,10 @@ class _State(StateInline):
     def scanDelims(self, start: int, canSplitWord: bool) -> Scanned:
         """As CommonMark, but `**注意：**请` is bold: between Chinese letters no blanks tell where a word ends."""
         scanned = super().scanDelims(start, canSplitWord)
-        before, after = self.src[max(0, start - 1) : start], self.src[start + scanned.length :][:1]
+        before, after = (
+            self.src[max(0, start - 1) : start],
+            self.src[start + scanned.length : start + scanned.length + 1],
+        )
         if not (_is_wide(before) or _is_wide(after)):
             return scanned
         return Scanned(not (after or " ").isspace(), not (before or " ").isspace(), scanned.length)
@@ -190,6 +193,7 @@ def _parser() -> MarkdownIt:
     md.add_render_rule("image", _image)
     md.add_render_rule("table_open", lambda *_: '<div class="table" tabindex="0"><table dir="auto">\n')
     md.add_render_rule("table_close", lambda *_: "</table></div>\n")
+    md.render("*a*")  # compiles its rules now: two threads that did so at once would see half of them
     return md
 
 

@@ -132,7 +132,10 @@ async def _form(request: Request[AppState]) -> Form:
     if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
         raise InvalidRequest("Send this form from Sparrow's own page.")
     raw = await read(request, MAX_BODY, "send less text")
-    fields = parse_qs(raw.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=20)
+    try:
+        fields = parse_qs(raw.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=20)
+    except ValueError:
+        raise InvalidRequest("This form has more fields than any of Sparrow's.") from None
     return {name: values[-1].replace("\r\n", "\n") for name, values in fields.items()}
 
 

@@ -79,6 +79,14 @@ def _html(made: Frames) -> tuple[str, str]:
     return made.view.settled, made.view.open
 
 
+def test_a_page_that_is_loaded_at_the_very_end_still_hears_it() -> None:
+    made = Frames()
+    made.push("Hi")
+    made.flush()
+    made.close({"status": "done"})
+    assert [event for event, _, _ in events(made.since(made.view.after).decode())] == ["end"]
+
+
 def test_only_the_last_frames_stay_and_who_is_further_behind_gets_all_anew() -> None:
     made = Frames()
     for _ in range(3 * N_KEEP):

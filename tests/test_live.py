@@ -169,6 +169,12 @@ def test_a_token_costs_the_same_in_a_huge_block(line: str, n: int) -> None:
     assert settled == render(source)
 
 
+def test_nothing_is_held_back_for_long() -> None:
+    for beginning in ("~~~ ", "```", "- - ", "1", "|", "###"):
+        live = after(beginning + "12" * 150)
+        assert "1212" in live.open, beginning
+
+
 def test_what_a_huge_block_has_left_out_is_text_in_the_tail() -> None:
     live = after("- an item\n" * 420)
     assert text_of(live.open).count("an item") == 420

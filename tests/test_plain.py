@@ -169,6 +169,8 @@ def test_only_forms_of_this_server_s_own_page_are_taken(demo_server: ServerProce
             assert reply.status == 403 and "My words</textarea>" in reply.read().decode()
     with browser.open("/plain/messages", form, {"Content-Type": "application/json"}) as reply:
         assert reply.status == 400
+    with browser.open("/plain/messages", {**form, **{f"x{n}": "" for n in range(50)}}) as reply:
+        assert reply.status == 400
     assert "My words" not in main_of(browser.page("/?plain=1"))
     answered = browser.ask(browser.page("/?plain=1"), "Count from 1 to 5.")
     taken = {**fields(answered, "retry"), "token": fields(stranger.page("/?plain=1"), "messages")["token"]}
