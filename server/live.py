@@ -54,7 +54,9 @@ class Patch:
     @property
     def changes(self) -> dict[str, str]:
         """Only what changes something."""
-        return {name: value for name, value in asdict(self).items() if value or (value == "" and name in "open tail")}
+        return {
+            name: value for name, value in asdict(self).items() if value or (value == "" and name in ("open", "tail"))
+        }
 
 
 class Live:
