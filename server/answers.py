@@ -14,6 +14,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from weakref import WeakValueDictionary
 
 from server import branches, conversations, places
 from server.chat import Chat
@@ -51,6 +52,7 @@ class Answers:
         self._running: dict[int, Run] = {}
         self._keepers: set[asyncio.Task[None]] = set()
         self._revival = asyncio.Lock()
+        self._asking: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     async def ask(self, owner: str, place: Place, text: str, key: str) -> Exchange:
         """Store the question and begin its answer; a key that was sent before returns what it began then.
@@ -58,9 +60,11 @@ class Answers:
         Raises NotFound, Conflict while an answer of this conversation is being written, ContextOverflow when the
         question alone is too long (nothing is stored then), StoreFailed. A full queue ends the answer, not the call.
         """
-        known = await self._store.exchange(owner, key)
-        if known is not None:
-            return known
+        # A double click waits for the first one's end, and then finds what that began.
+        async with self._asking.setdefault((owner, key), asyncio.Lock()):
+            return await self._store.exchange(owner, key) or await self._ask(owner, place, text, key)
+
+    async def _ask(self, owner: str, place: Place, text: str, key: str) -> Exchange:
         with self._claim(place.conversation_id):
             context = await self._store.read(places.before_question, owner, place)
             prompt = await self._prompts.fit(context, text)

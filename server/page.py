@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import sqlite3
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from starlette.requests import Request
 from server import branches, conversations, rows
 from server.answer_frames import View
 from server.answers import may_revive
+from server.errors import NotFound
 from server.lists import page_of
 from server.markdown import render
 from server.preferences import Preferences
@@ -60,10 +62,10 @@ async def open_conversation(request: Request[AppState], id: str) -> Opened:
 
 def _open(db: sqlite3.Connection, owner: str, id: str, leaf: str) -> Opened:
     found = rows.conversation(db, owner, id)
+    thread = rows.branch(db, rows.shown_leaf(db, found.id))
     if leaf.isascii() and leaf.isdigit() and len(leaf) < 19:
-        thread = branches.branch_through(db, found.id, int(leaf))
-    else:
-        thread = rows.branch(db, rows.shown_leaf(db, found.id))
+        with contextlib.suppress(NotFound):  # deleted since: an address may be older
+            thread = branches.branch_through(db, found.id, int(leaf))
     return Opened(found, thread, branches.siblings(db, found.id, thread))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import time
@@ -15,6 +16,8 @@ from starlette.testclient import TestClient
 
 from server.app import create_app
 from server.engine.loader import open_engine
+from server.places import Place
+from server.records import Exchange
 from server.settings import Settings
 from tests.page_reader import articles
 
@@ -88,7 +91,21 @@ def test_an_edited_question_is_a_branch_of_its_own_and_both_can_be_shown(client:
     third = ask(client, "three", conversation=id)
     assert third["parent"] == second["answer"]
     for leaf in ("0", "-1", "x", "9" * 30, str(third["answer"] + 1000)):
-        assert client.get(f"/c/{id}?leaf={leaf}").status_code in (200, 404)
+        assert shown(client, id, f"?leaf={leaf}")[-1] == third["answer"], "a message that is gone leads nowhere else"
+
+
+def test_a_double_click_in_an_old_conversation_asks_once(client: TestClient) -> None:
+    id, owner = ask(client, "one")["conversation"]["id"], client.cookies["sparrow"]
+
+    async def twice() -> list[Exchange]:
+        both = (client.app_state["answers"].ask(owner, Place(id), "two", "k" * 16) for _ in range(2))
+        return list(await asyncio.gather(*both))
+
+    assert client.portal is not None
+    first, second = client.portal.call(twice)
+    assert first.is_new and not second.is_new and first.answer.id == second.answer.id
+    client.get(f"/answers/{first.answer.id}/events")
+    assert len(shown(client, id)) == 4
 
 
 def test_the_first_question_can_be_edited_too(client: TestClient) -> None:
