@@ -33,6 +33,7 @@ _ROW = re.compile(r" {0,3}\|")
 _PIPE = re.compile(r"(?<!\\)\|")
 _SPECIAL = re.compile(r"[*_`~\[\]()!<>&\\]")
 _UNFINISHED_LINK = re.compile(r"!?\[([^\[\]]*)\]\([^()\s]*$|!?\[$|\\$")
+_BLOCK_ENDS = re.compile(r"(?:</code></pre></div>|</(?:p|h\d|li|[uo]l|t[dhr]|thead|tbody|table|div|blockquote)>|\s)*$")
 _PAIRED = re.compile(r"\\.|`+|\*\*|[*_]|~~")
 
 
@@ -168,7 +169,8 @@ class Live:
         """What is not shown yet goes into the tail as it is; in code, a line that may close it waits."""
         whole = self._source + self._line
         is_held = self._fence and not self._line.lstrip(" ").lstrip("`~").strip(" \t")
-        end = len(self._source) if is_held else len(whole)
+        # A newline waits too: a line that may never come would make the block higher.
+        end = len(self._source) - 1 if is_held else len(whole)
         text = whole[self._n_shown : end]
         self._n_shown = max(end, self._n_shown)
         self._tail += escape(text, quote=False)
@@ -199,7 +201,11 @@ class Live:
         outline, rule = list(self._outline), _rule(source)
         found = [known] if known and not rule else blocks(source + rule)
         page = "".join(html(block, outline, is_growing=True) for block in found)
-        self._before, _, self._after = page.partition(MARK)
+        self._before, mark, self._after = page.partition(MARK)
+        if not mark:  # behind the last word: alone below the block it would be a line that goes again
+            end = _BLOCK_ENDS.search(page)
+            at = end.start() if end else len(page)
+            self._before, self._after = page[:at], page[at:]
         self._is_code = self._before.rfind("<code") > self._before.rfind("</code")
 
     def _show_content(self, content: str) -> None:

@@ -106,7 +106,9 @@ def after(source: str) -> Live:
         ("## T", '<h3 dir="auto"><span class="tail">T</span></h3>'),
         ("1", '<span class="tail"></span>'),
         ("12. It", '<ol start="12" dir="auto">\n<li><span class="tail">It</span></li>\n</ol>'),
-        ("- a\n- ", '<ul dir="auto">\n<li>a</li>\n</ul>\n<span class="tail"></span>'),
+        ("- a\n- ", '<ul dir="auto">\n<li>a<span class="tail"></span></li>\n</ul>\n'),
+        ("a *b*\n", '<p dir="auto">a <em>b</em><span class="tail"></span></p>\n'),
+        ("- a\n  ```\n  b\n", '<code>b<span class="tail"></span>\n</code></pre></div>'),
         ("- a\n  - b", '<li>a\n<ul>\n<li><span class="tail">b</span></li>'),
         ("> q", '<blockquote dir="auto">\n<p><span class="tail">q</span></p>\n</blockquote>'),
         ("a **bo", '<p dir="auto"><span class="tail">a <strong>bo</strong></span></p>'),
@@ -118,14 +120,14 @@ def after(source: str) -> Live:
         ("2 * 3 snake_c", '<p dir="auto"><span class="tail">2 * 3 snake_c</span></p>'),
         ("one\ntwo", '<p dir="auto">one<br>\n<span class="tail">two</span></p>'),
         ("| a | b", '<th>a</th>\n<th><span class="tail">b</span></th>'),
-        ("| a | b |\n|--", "<th>a</th>\n<th>b</th>\n</tr>\n</thead>\n</table></div>"),
+        ("| a | b |\n|--", '<th>a</th>\n<th>b<span class="tail"></span></th>\n</tr>\n</thead>\n</table></div>'),
         ("| a | b |\n|-|-|\n| c | d |", '<td>c</td>\n<td><span class="tail">d</span></td>'),
         ("Like:\n| a | b", 'Like:</p>\n<div class="table" tabindex="0"><table dir="auto">'),
         ("```p", '<span class="tail"></span>'),
         ("```py\n", '<code class="language-py"><span class="tail"></span></code>'),
         (
             "```py\ndef f():\n  1 < 2\n``",
-            '<code class="language-py"><span class="tail">def f():\n  1 &lt; 2\n</span></code>',
+            '<code class="language-py"><span class="tail">def f():\n  1 &lt; 2</span></code>',
         ),
         ("- a\n  ```py\n  def f(", '<code class="language-py"><span class="tail">def f(</span></code>'),
         ("- a\n  ```py\n  - b", '<code class="language-py">- <span class="tail">b</span></code>'),
@@ -151,7 +153,8 @@ def test_between_lines_only_what_is_new_goes_out() -> None:
     live.push("bold** ")
     assert live.push("and plain") == Patch(text="and plain")
     live.push("\n\n```\n")
-    assert live.push("code **\n# more\n") == Patch(text="code **\n# more\n")
+    assert live.push("code **\n# more\n") == Patch(text="code **\n# more")
+    assert live.push("``") == Patch() and live.push("x") == Patch(text="\n``x")
 
 
 @pytest.mark.parametrize(
