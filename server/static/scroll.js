@@ -35,4 +35,6 @@ thread.addEventListener("scroll", () => {
   lastTop = thread.scrollTop;
 }, { passive: true });
 latest.onclick = toEnd;
-new ResizeObserver(follow).observe(thread); // a keyboard opened, a phone was turned
+const resized = new ResizeObserver(follow);
+resized.observe(thread); // a keyboard opened, a phone was turned
+resized.observe($(".column", thread)); // what is far above was laid out, and is taller than was thought

@@ -25,6 +25,7 @@ class Listener {
     this.speaker = new Speaker(this.open);
     /** What has come and is not shown yet. @type {{settled: string, open: string | null, tail: string | null, text: string}} */
     this.pending = { ...NOTHING };
+    this.held = "";
     this.timer = 0;
     this.source = new EventSource(`/answers/${article.dataset.id}/events?after=${after}`);
     this.source.onopen = () => this.found();
@@ -72,6 +73,7 @@ class Listener {
   /** The server goes on from what it had saved, which may be a little less than what was seen. @param {Patch} patch */
   begin(patch) {
     this.pending = { ...NOTHING };
+    this.held = "";
     this.settled.innerHTML = patch.settled ?? "";
     this.open.innerHTML = patch.open ?? "";
     if (patch.text) this.write(patch.text);
@@ -85,18 +87,23 @@ class Listener {
     const { settled, open, tail, text } = this.pending;
     this.pending = { ...NOTHING };
     if (settled) this.append(settled);
+    if (open !== null || tail !== null) this.held = "";
     if (open !== null) this.open.innerHTML = open;
     if (tail !== null) $(".tail", this.open).innerHTML = tail;
     if (text) this.write(text);
-    this.speaker.open(this.open.textContent ?? "");
+    this.speaker.open(this.open.textContent?.trimEnd() ?? "");
     follow();
   }
 
-  /** @param {string} text where the open block goes on */
+  /** The open block goes on. A line of code that has no letter yet takes no room: the block would shrink at its end. */
+  /** @param {string} text */
   write(text) {
     const tail = $(".tail", this.open) ?? this.open;
-    if (tail.lastChild instanceof Text) tail.lastChild.appendData(text);
-    else tail.append(text);
+    const all = this.held + text;
+    const shown = tail.closest("pre") ? all.replace(/\n+$/, "") : all;
+    this.held = all.slice(shown.length);
+    if (tail.lastChild instanceof Text) tail.lastChild.appendData(shown);
+    else tail.append(shown);
   }
 
   /** @param {string} html finished blocks */

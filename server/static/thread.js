@@ -7,6 +7,11 @@ import { keepingPlace } from "./scroll.js";
 /** @typedef {{n_prompt: number, n_reused: number, n_completion: number, first_token_s: number, tokens_per_s: number}} Stats */
 /** @typedef {{status: string, reason?: string | null, error?: {code: string, message: string} | null, dropped?: number, stats?: Stats | null}} End */
 
+const N_AT_ONCE = 8;
+const SLICE_MS = 8;
+/** @param {() => void} act */
+const later = (act) => ("requestIdleCallback" in window ? requestIdleCallback(act, { timeout: 500 }) : setTimeout(act, 30));
+
 export const messages = $("#messages");
 const gauge = $("#gauge");
 const nContext = Number(gauge.getAttribute("aria-valuemax"));
@@ -18,6 +23,7 @@ export const articles = () => $$("article", messages);
 export function add(role, content = "") {
   const article = copyOf(role);
   if (content) $(".text", article).textContent = content;
+  dress(article);
   messages.append(article);
   return article;
 }
@@ -77,13 +83,32 @@ export function settle(article, { status, reason, error, dropped, stats }) {
   return why;
 }
 
-/** What a script adds to finished blocks: a button to each code block. @param {ParentNode} root */
-export function dress(root) {
-  for (const code of $$(".settled .code:not(:has(.copy-code))", root)) {
+/** What the script adds to a message: what can be done with it, and with its code. @param {HTMLElement} article */
+export function dress(article) {
+  const old = $(".tools", article);
+  if (!old.querySelector(".copy")) {
+    const tools = copyOf(`${article.dataset.role}-tools`);
+    tools.prepend(...$$(".branches", old));
+    tools.append(...$$(".numbers", old));
+    old.replaceWith(tools);
+  }
+  for (const code of $$(".settled .code:not(:has(.copy-code))", article)) {
     const button = document.createElement("button");
     [button.type, button.className, button.textContent] = ["button", "copy-code", text("copy_code")];
     code.append(button);
   }
+}
+
+/** The last messages at once, those above when there is time. */
+function dressAll() {
+  const todo = articles().reverse();
+  for (const article of todo.splice(0, N_AT_ONCE)) dress(article);
+  const some = () => {
+    const until = performance.now() + SLICE_MS;
+    while (todo.length && performance.now() < until) dress(/** @type {HTMLElement} */ (todo.shift()));
+    if (todo.length) later(some);
+  };
+  if (todo.length) later(some);
 }
 
 /** The conversation as the server has it now; whoever calls listens to its answer, if one is being written. */
@@ -94,7 +119,7 @@ export async function renew(anchor = "") {
   const page = new DOMParser().parseFromString(await reply.text(), "text/html");
   keepingPlace(anchor || "#messages", () => messages.replaceChildren(...$("#messages", page).childNodes));
   showGauge(Number($("#gauge", page).getAttribute("aria-valuenow")));
-  dress(messages);
+  dressAll();
 }
 
-dress(messages);
+dressAll();

@@ -245,3 +245,11 @@ def test_a_finished_answer_is_spoken_by_sentences(page: Page) -> None:
     spoken = speech.locator("p").all_text_contents()
     assert " ".join(spoken) == " ".join(written(page).split())
     assert all(sentence[-1] in ".!?" for sentence in spoken)
+
+
+def test_what_has_no_sentence_is_spoken_once_and_whole(page: Page, demo_server: ServerProcess) -> None:
+    with slow_motion(demo_server):
+        say(page, COUNT)
+        expect(busy(page)).to_have_count(1)
+        expect(busy(page)).to_have_count(0, timeout=SLOW)
+    assert page.get_by_role("log").locator("p").all_text_contents() == [HUNDRED]

@@ -1,0 +1,167 @@
+"""An answer while it comes: Markdown in place at once, nothing that stands moves, and the page stays quick."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from server.engine.engine import Handle
+from tests.browser.chat import COUNT, SLOW, answers, box, busy, say
+from tests.browser.conftest import NewPage, Shot
+from tests.server_process import ServerProcess, slow_motion
+
+WATCH = """() => {
+    // After each change: where each finished block stands in its answer, and how tall it is.
+    window.places = [];
+    window.shrunk = [];
+    let tallest = 0;
+    const look = () => {
+        const article = [...document.querySelectorAll('article[data-role="assistant"]')].pop();
+        const text = article?.querySelector(".text");
+        if (!text) return;
+        const top = text.getBoundingClientRect().top;
+        const height = article.getBoundingClientRect().height;
+        if (height < tallest - 0.5) window.shrunk.push([tallest, height, text.innerText]);
+        tallest = Math.max(tallest, height);
+        window.places.push([...text.querySelectorAll(".settled > *")].map((block) => {
+            const place = block.getBoundingClientRect();
+            return [Math.round(place.top - top), Math.round(place.height)];
+        }));
+    };
+    const what = {childList: true, subtree: true, characterData: true, attributes: true};
+    new MutationObserver(look).observe(document.querySelector("#messages"), what);
+}"""
+
+LONG_TASKS = """() => {
+    window.long = [];
+    new PerformanceObserver((list) => window.long.push(...list.getEntries().map((task) => task.duration)))
+        .observe({type: "longtask"});
+}"""
+
+
+def settled(page: Page) -> str:
+    """The finished blocks as the server made them: without the buttons that the script adds."""
+    found: Any = answers(page).last.evaluate(
+        """(text) => {
+            const copy = text.cloneNode(true);
+            for (const button of copy.querySelectorAll("button")) button.remove();
+            return copy.innerHTML;
+        }"""
+    )
+    return str(found)
+
+
+@pytest.mark.parametrize("question", ["Show me a table of birds.", "Show me a list.", "Show me code."])
+def test_a_finished_block_never_moves_and_a_reload_shows_the_same(
+    page: Page, demo_server: ServerProcess, question: str
+) -> None:
+    page.evaluate(WATCH)
+    with slow_motion(demo_server):
+        say(page, question)
+        expect(answers(page)).to_have_count(1)
+        expect(busy(page)).to_have_count(0, timeout=SLOW)
+    places = page.evaluate("() => window.places")
+    assert len(places) >= 4
+    for before, after in zip(places, places[1:], strict=False):
+        assert after[: len(before)] == before, "a finished block moved"
+    assert not page.evaluate("() => window.shrunk"), "the answer never gets shorter, also not at its end"
+    streamed = settled(page)
+    page.reload()
+    assert settled(page) == streamed
+
+
+def test_a_table_and_code_are_seen_as_such_while_they_are_written(
+    page: Page, demo_server: ServerProcess, shot: Shot
+) -> None:
+    page.evaluate("""() => {
+        window.seen = new Set();
+        new MutationObserver(() => {
+            for (const [name, selector] of [["row", ".open tr + tr"], ["tail", ".open .tail"]])
+                if (document.querySelector(selector)) window.seen.add(name);
+            const open = document.querySelector(".open")?.innerText ?? "";
+            if (/\\| ---|```/.test(open)) window.seen.add("marks");
+        }).observe(document.querySelector("#messages"), {childList: true, subtree: true, characterData: true});
+    }""")
+    with slow_motion(demo_server):
+        for question in ("Show me a table of birds.", "Show me code."):
+            say(page, question)
+            expect(answers(page).last).not_to_be_empty()
+            expect(busy(page)).to_have_count(0, timeout=SLOW)
+    assert set(page.evaluate("() => [...window.seen]")) >= {"row", "tail"}
+    assert "marks" not in page.evaluate("() => [...window.seen]"), (
+        "nobody sees a fence or the line under a table's head"
+    )
+    shot(page, "table-and-code")
+
+
+def test_typing_stays_smooth_while_an_answer_is_written(page: Page, demo_server: ServerProcess) -> None:
+    page.evaluate(LONG_TASKS)
+    with slow_motion(demo_server):
+        say(page, COUNT)
+        box(page).focus()
+        while busy(page).count():
+            page.keyboard.type("typed ", delay=10)
+    expect(busy(page)).to_have_count(0, timeout=SLOW)
+    assert page.evaluate("() => window.long") == []
+
+
+def test_what_a_message_says_is_never_run(page: Page) -> None:
+    """The demo repeats what it is told: in the question, the answer and the title."""
+    page.evaluate("() => window.hacked = false")
+    for evil in ("<img src=x onerror=window.hacked=1>", "[x](javascript:window.hacked=1)"):
+        say(page, f"Repeat: {evil}")
+        expect(busy(page)).to_have_count(0, timeout=SLOW)
+    assert page.locator("article img, article [onerror], a[href^=javascript]").count() == 0
+    page.reload()
+    assert page.locator("article img, article [onerror], a[href^=javascript]").count() == 0
+    assert not page.evaluate("() => window.hacked")
+
+
+def test_right_to_left_text_stands_right(page: Page, shot: Shot) -> None:
+    say(page, "مرحبا، كيف حالك؟")
+    expect(busy(page)).to_have_count(0, timeout=SLOW)
+    direction = "(element) => getComputedStyle(element).direction"
+    assert page.locator('article[data-role="user"] .text').evaluate(direction) == "rtl"
+    box(page).fill("שלום")
+    assert box(page).evaluate(direction) == "rtl"
+    shot(page, "right-to-left")
+
+
+def waits(page: Page, *news: dict[str, Any]) -> None:
+    """The answer's stream says these, and no more."""
+    body = "".join(f"event: wait\ndata: {json.dumps(each)}\n\n" for each in news)
+    page.route("**/events?*", lambda route: route.fulfill(body=body, content_type="text/event-stream"))
+
+
+@pytest.mark.parametrize(
+    "name, news, words",
+    [
+        ("queue", {"queue": 3, "read": 0, "left_s": 12.4}, "Place 3 in the queue · about 12 s left"),
+        ("queue-next", {"queue": 1, "read": 0, "left_s": None}, "Next in the queue"),
+        ("reading", {"queue": 0, "read": 0.428, "left_s": 6.1}, "Reading, 42 % · about 6 s left"),
+        ("loading", {"loading": True}, "The model is being loaded. Your message is sent as soon as it is ready."),
+    ],
+)
+def test_waiting_is_explained(page: Page, shot: Shot, name: str, news: dict[str, Any], words: str) -> None:
+    waits(page, news)
+    say(page, COUNT)
+    expect(page.locator(".how")).to_have_text(words)
+    expect(page.get_by_role("log")).to_contain_text(words)
+    shot(page, name)
+
+
+@pytest.mark.skipif(not hasattr(Handle, "progress"), reason="the engine does not say yet how far it is")
+def test_who_waits_in_the_queue_sees_the_place(new_page: NewPage, tmp_path: Path) -> None:
+    with ServerProcess(["--demo", "--data-dir", str(tmp_path), "--slots", "1"]) as server:
+        first, second = new_page(server.url), new_page(server.url)
+        with slow_motion(server):
+            say(first, COUNT)
+            expect(busy(first)).to_have_count(1)
+            say(second, COUNT)
+            expect(second.locator(".how")).to_have_text("Next in the queue", timeout=SLOW)
+        for page in (first, second):
+            expect(busy(page)).to_have_count(0, timeout=SLOW)
