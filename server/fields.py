@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from server.errors import InvalidField
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def number(given: Any, field: str, kind: type[int] | type[float]) -> float | int:
@@ -39,4 +42,4 @@ def clean(given: str) -> str:
 
 def storable(given: str) -> str:
     """A lone surrogate is no text: neither SQLite nor the tokenizer takes it."""
-    return given.encode("utf-8", "replace").decode("utf-8")
+    return _SURROGATE.sub("?", given)

@@ -45,7 +45,14 @@ def parse(raw: bytes | bytearray) -> Iterator[Portable | Problem]:
         raise InvalidRequest(
             "This is no file of conversations: give one that Sparrow, llama-server or Open WebUI wrote."
         )
-    return (read for at, entry in enumerate(given, 1) for read in _read(entry, at))
+    return (read for at, entry in enumerate(_taken(given), 1) for read in _read(entry, at))
+
+
+def _taken(entries: list[Any]) -> Iterator[Any]:
+    """Each entry out of the list: 50 MB of JSON are several times that in memory, and what is read may go."""
+    entries.reverse()
+    while entries:
+        yield entries.pop()
 
 
 def _read(entry: Any, at: int) -> Iterator[Portable | Problem]:
