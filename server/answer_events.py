@@ -60,10 +60,10 @@ async def frames(log: AnswerLog, answer: Message, after: int = 0, *, ping_s: flo
     waiting = Waiting(log)
     while True:
         chunk, after = log.frames_after(after, end)
+        n, is_over = log.last, log.ended  # as of now: more may come while the chunk is on its way
         if chunk:
             yield chunk
-        n = log.last
-        if log.ended:
+        if is_over:
             return
         silent_s, step_s = 0.0, min(ping_s, WAIT_S if log.is_waiting else ping_s)
         while not await log.wait(n, step_s):

@@ -203,8 +203,8 @@ class Live:
         page = "".join(html(block, outline, is_growing=True) for block in found)
         self._before, mark, self._after = page.partition(MARK)
         if not mark:  # behind the last word: alone below the block it would be a line that goes again
-            end = _BLOCK_ENDS.search(page)
-            at = end.start() if end else len(page)
+            ends = _BLOCK_ENDS.search(page, max(0, len(page) - 300))  # 20 levels of them fit into that
+            at = ends.start() if ends else len(page)
             self._before, self._after = page[:at], page[at:]
         self._is_code = self._before.rfind("<code") > self._before.rfind("</code")
 

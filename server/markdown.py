@@ -50,10 +50,12 @@ class Block:
 
     def is_closed(self, has_blank_line_below: bool) -> bool:
         """No line that may follow belongs to it. (A list waits for what comes below a blank line.)"""
-        kind = self.tokens[0].type
-        if kind == "fence":
-            return is_closed_fence(self.tokens[0])
-        return kind in ("heading_open", "hr") or (has_blank_line_below and kind in _END_AT_A_BLANK_LINE)
+        first = self.tokens[0]
+        if first.type == "fence":
+            return is_closed_fence(first)
+        if first.type == "heading_open" and "|" in self.tokens[1].content:
+            return has_blank_line_below  # `|-|-|` makes a table of it
+        return first.type in ("heading_open", "hr") or (has_blank_line_below and first.type in _END_AT_A_BLANK_LINE)
 
 
 _END_AT_A_BLANK_LINE = {"paragraph_open", "table_open", "blockquote_open"}

@@ -159,6 +159,23 @@ async def _collect(source: AsyncIterator[bytes]) -> list[bytes]:
     return [chunk async for chunk in source]
 
 
+def test_what_comes_while_a_slow_reader_takes_a_chunk_is_not_lost() -> None:
+    async def scenario() -> bytes:
+        log = AnswerLog(asyncio.get_running_loop())
+        log.append(TextDelta("One, "))
+        stream = b""
+        async for chunk in frames(log, ANSWER):
+            stream += chunk
+            if b"One" in chunk and not log.finished:
+                log.append(TextDelta("two"))
+                log.append(Finished("stop", USAGE))
+        return stream
+
+    reader = Reader()
+    reader.take(asyncio.run(scenario()))
+    assert reader.page.text == "One, two" and reader.end["status"] == "done"
+
+
 def test_an_answer_that_never_came_to_the_engine_has_no_numbers() -> None:
     assert stats(None) is None and stats(Usage(0, 0, 0, 0.0, 0.0, 0.0)) is None
     assert stats(replace(USAGE, n_completion=0, decode_s=0.0))["tokens_per_s"] == 0.0  # type: ignore[index]

