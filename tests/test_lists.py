@@ -395,3 +395,24 @@ def test_single_user_is_one_list_in_all_browsers(tiny_path: Path, tmp_path: Path
         asked = ask(client, "for all devices")
         client.cookies.clear()
         assert titles(client) == ["for all devices"] and len(shown(client, asked["conversation"]["id"])) == 2
+
+
+def test_what_was_deleted_is_gone_for_good_in_time(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.app.PURGE_S", 0.02)
+    engine = open_engine(tiny_path, n_ctx=256, n_slots=1, n_threads=1)
+    engine.sampling_defaults = replace(engine.sampling_defaults, max_tokens=4)
+    with TestClient(create_app(Settings(data_dir=tmp_path), engine), base_url="http://127.0.0.1") as client:
+        client.get("/")
+        id = ask(client, "a secret")["conversation"]["id"]
+        post(client, f"/conversations/{id}/delete")
+        time.sleep(0.1)
+        post(client, f"/conversations/{id}/restore")
+        post(client, f"/conversations/{id}/delete")
+        monkeypatch.setattr("server.conversations.UNDO_S", 0.0)
+        store, portal = client.app_state["store"], client.portal
+        assert portal is not None
+        query = "SELECT count(*) FROM messages"
+        wait_until(lambda: portal.call(store.read, lambda db: db.execute(query).fetchone()) == (0,))
+        assert refused(client, f"/conversations/{id}/restore", {})[0] == 404
