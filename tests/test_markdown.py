@@ -168,6 +168,7 @@ def test_headings_stand_below_the_page_s_and_leave_no_level_out() -> None:
 
 PIECES = st.sampled_from(
     ["- ", "1. ", "> ", "# ", "```", "~~~", "```py\n", "| ", "|-|-|", "---", "===", "**", "*", "_", "`", "[a](", ")"]
+    + ["2) ", "* ", "a | b\n", "- | -\n", "|-|\n", "10. ", "<b>", "\r", "\u3000", "\x0c", "\xa0", "***", "````"]
     + ["a", "b c", "麻", " ", "  ", "    ", "\t", "\n", "\n", "\n\n", "\\", "<", "!", "[x]: http://a", "  \n", "\r\n"]
 )
 SOURCES = st.lists(PIECES, max_size=40).map("".join)
