@@ -53,3 +53,16 @@ export function remove(article) {
   };
   confirm.showModal();
 }
+
+/** The address names a message, as a search's results do: its branch is the one that is gone on with from here. */
+/** @returns {boolean} whether it is shown */
+export function arrive() {
+  const leaf = new URLSearchParams(location.search).get("leaf");
+  const found = leaf && $(`#messages article[data-id="${CSS.escape(leaf)}"]`);
+  if (!found) return false;
+  post(`/conversations/${conversation()}`, { leaf: Number(leaf) }).catch(() => {}); // then a reload says which it is
+  history.replaceState(null, "", location.pathname);
+  found.classList.add("found");
+  found.scrollIntoView({ block: "center" });
+  return true;
+}

@@ -4,7 +4,8 @@
 import { $, $$, conversation, copyOf, text, toast } from "./dom.js";
 import { get, why } from "./net.js";
 
-/** @typedef {{id: string, url: string, title: string, pinned: boolean, snippet?: [string, boolean][]}} Entry */
+/** `message`: the one that says what was searched for; it may stand in a branch that is not shown. */
+/** @typedef {{id: string, url: string, title: string, pinned: boolean, message?: number, snippet?: [string, boolean][]}} Entry */
 
 const TYPING_MS = 150;
 const list_ = $("#list");
@@ -18,12 +19,12 @@ let timer = 0;
 let asking = new AbortController();
 
 /** @param {Entry} entry */
-function row({ id, url, title, pinned, snippet }) {
+function row({ id, url, title, pinned, message, snippet }) {
   const line = copyOf("row");
   line.dataset.id = id;
   line.classList.toggle("pinned", pinned);
   const link = /** @type {HTMLAnchorElement} */ ($("a", line));
-  link.href = url;
+  link.href = message ? `${url}?leaf=${message}` : url;
   if (id === conversation()) link.ariaCurrent = "page";
   name(line, title);
   if (snippet?.length) link.append(passage(snippet));

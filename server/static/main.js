@@ -6,7 +6,7 @@ import { box, recall, remember, size, stopEditing, typed } from "./box.js";
 import { copyCode, copyMessage } from "./copy.js";
 import { $, $$, isTouch, toast, within, words } from "./dom.js";
 import "./drafts.js";
-import { edit, editLast, remove, turn } from "./edit.js";
+import { arrive, edit, editLast, remove, turn } from "./edit.js";
 import { search, startSearch } from "./list.js";
 import { aim } from "./menu.js";
 import { toEnd } from "./scroll.js";
@@ -109,7 +109,7 @@ addEventListener("pageshow", (event) => event.persisted && location.reload());
 
 attend();
 recall();
-toEnd();
+if (!arrive()) toEnd();
 if (!isTouch && !search.value) box.focus();
 // Where the page comes from this machine or over https, it opens also while the server is away.
 navigator.serviceWorker?.register(`/sw.js?v=${document.body.dataset.version}`).catch(() => {});

@@ -6,7 +6,7 @@ import { $ } from "./dom.js";
 const thread = $("#thread");
 const latest = $("#latest");
 
-let following = true;
+let following = !location.search; // an address that names a message is read from there
 let lastTop = 0;
 
 export function toEnd() {

@@ -87,11 +87,32 @@ def page(new_page: NewPage, demo_server: ServerProcess) -> Page:
 
 
 @pytest.fixture(scope="session")
-def shot() -> Shot:
-    """`shot(page, "name")` keeps what is to be seen in test-output/screenshots/, for a person to look at."""
+def shot(browser: Browser) -> Iterator[Shot]:
+    """`shot(page, "name")` keeps what is to be seen in test-output/screenshots/, for a person to look at.
+
+    At the end all of them are on one sheet, test-output/contact-sheet.png, also those of earlier runs.
+    """
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
 
     def take(page: Page, name: str) -> None:
         page.screenshot(path=SCREENSHOTS / f"{name}.png")
 
-    return take
+    yield take
+    _sheet(browser)
+
+
+def _sheet(browser: Browser) -> None:
+    pictures = "".join(
+        f'<figure><img src="screenshots/{path.name}" alt=""><figcaption>{path.stem}</figcaption></figure>'
+        for path in sorted(SCREENSHOTS.glob("*.png"))
+    )
+    style = (
+        "body { display: flex; flex-wrap: wrap; gap: 16px; margin: 24px; font: 13px sans-serif; background: #ddd }"
+        "figure { margin: 0 } img { display: block; height: 300px; margin-bottom: 4px }"
+    )
+    sheet = SCREENSHOTS.parent / "contact-sheet.html"
+    sheet.write_text(f"<!doctype html><title>Sparrow</title><style>{style}</style>{pictures}", encoding="utf-8")
+    page = browser.new_page(viewport={"width": 2040, "height": 800})
+    page.goto(sheet.as_uri())
+    page.screenshot(path=sheet.with_suffix(".png"), full_page=True)
+    page.close()

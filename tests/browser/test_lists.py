@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from playwright.sync_api import Locator, Page, expect
 
-from tests.browser.chat import SLOW, answers, box, busy, button, questions, say
+from tests.browser.chat import SLOW, answers, box, busy, button, questions, say, say_and_wait
 from tests.browser.conftest import PHONE, NewPage, Shot
 from tests.server_process import ServerProcess
 
@@ -58,6 +58,25 @@ def test_all_that_was_said_is_found_also_chinese(page: Page, shot: Shot) -> None
     search(page).press("ArrowDown")
     page.keyboard.press("Enter")
     expect(questions(page)).to_have_text(["My name is Ana."])
+
+
+def test_what_was_found_in_another_branch_is_shown_there_and_gone_on_with(page: Page, shot: Shot) -> None:
+    say_and_wait(page, "Count from 1 to 20.", ", ".join(map(str, range(1, 21))))
+    page.locator(".edit").click()
+    say(page, "My name is Ana.")
+    expect(answers(page)).to_contain_text("Ana", timeout=SLOW)
+    expect(busy(page)).to_have_count(0, timeout=SLOW)
+    search(page).fill("19")
+    expect(links(page).locator("mark")).to_have_text("19")
+    links(page).click()
+    expect(questions(page)).to_have_text(["Count from 1 to 20."])
+    expect(page.locator("article.found")).to_have_attribute("data-role", "assistant")
+    assert "leaf" not in page.url
+    shot(page, "found")
+    say_and_wait(page, "Count from 1 to 3.", "1, 2, 3")
+    assert questions(page).all_text_contents() == ["Count from 1 to 20.", "Count from 1 to 3."]
+    page.reload()
+    expect(questions(page)).to_have_text(["Count from 1 to 20.", "Count from 1 to 3."])
 
 
 def test_a_conversation_is_renamed_and_pinned(page: Page, shot: Shot) -> None:
