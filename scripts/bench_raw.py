@@ -21,7 +21,8 @@ import bench_machine
 import llama_cpp
 
 from server.engine.llama import Context, ContextParams, Model
-from server.engine.loader import N_BATCH, n_cores
+from server.engine.loader import n_cores
+from server.engine.tune import N_BATCH
 
 
 @dataclass(frozen=True, slots=True)

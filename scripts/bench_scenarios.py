@@ -29,8 +29,8 @@ class Sizes:
     n_short: int = 60
     n_long: int = 512
     n_history: int = 1250
-    n_message: int = 30
-    """What a person adds to that history."""
+    n_message: int = 16
+    """What a person adds to that history: a sentence."""
     n_newcomer: int = 1200
     n_running: int = 700
     """Of the stream beside which the newcomer's prompt is read; what is too much of it is not waited for."""

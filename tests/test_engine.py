@@ -16,10 +16,10 @@ from server.chat import Chat, ChatMessage
 from server.engine.engine import MAX_WAITING, Engine
 from server.engine.llama import DecodeStatus, SamplerChain
 from server.engine.loader import open_engine
-from server.engine.request import EMIT_S, Request
+from server.engine.request import EMIT_S, Handle, Request
 from server.engine.sampling import SamplingParams
 from server.engine.scheduler import Batch
-from server.engine.sequence import Event, Finished, TextDelta
+from server.engine.sequence import Event, Finished, Progress, TextDelta
 from server.engine.text import TextStream
 from server.errors import ContextOverflow, EngineFailed, QueueFull, ShuttingDown
 from tests.conftest import DEMO
@@ -219,6 +219,30 @@ def test_cancel_breaks_a_prompt_off_and_the_next_one_goes_on_from_there(
     engine.scheduler.check_integrity()
 
 
+def test_a_request_tells_its_place_and_how_much_of_its_prompt_is_read(
+    tiny_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_engine(tiny_path, n_ctx=N_CTX, n_slots=1, n_threads=1)
+    decode, seen = engine._context.decode, list[list[Progress]]()
+    handles = list[Handle]()
+
+    def watching(batch: Batch) -> DecodeStatus:
+        seen.append([handle.progress() for handle in handles])
+        return decode(batch)
+
+    monkeypatch.setattr(engine._context, "decode", watching)
+    readers = [Reader() for _ in range(3)]
+    for text, reader in zip("abc", readers, strict=True):
+        handles.append(engine.submit(engine.vocab.tokenize(text * 200), GREEDY, reader))
+    engine.start()
+    for reader in readers:
+        reader.wait()
+    assert seen[0] == [Progress(0, 0, 200), Progress(1, 0, 200), Progress(2, 0, 200)]
+    assert seen[1][0] == Progress(0, engine._context.n_batch, 200), "a chunk is read"
+    assert seen[-1] == [Progress(0, 200, 200)] * 3, "the last step's sampled tokens are no part of the prompt"
+    engine.close()
+
+
 def test_a_draft_gives_way_at_once_and_is_read_in_the_end(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A question arrives while a draft is read: the draft's chunk is broken off, and read after the answer."""
     decode, seen = engine._context.decode, list[tuple[bool, DecodeStatus]]()
@@ -236,7 +260,7 @@ def test_a_draft_gives_way_at_once_and_is_read_in_the_end(engine: Engine, monkey
     assert (finished.reason, finished.usage.n_completion, draft.text) == ("length", 0, "")
     assert readers[0].wait().reason == "length"
     assert seen[0] == (True, DecodeStatus.INTERRUPTED)
-    assert [is_draft for is_draft, _ in seen[1:]] == [False] * 12 + [True] * 2
+    assert [is_draft for is_draft, _ in seen[1:]] == [False] * 12 + [True] * 4
     assert ask(engine, "d" * 200 + "!").wait().usage.n_reused == 200
 
 

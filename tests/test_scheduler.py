@@ -36,19 +36,39 @@ def finish(scheduler: Scheduler, memory: FakeMemory, sequence: Sequence) -> None
     scheduler.remove(sequence)
 
 
-def test_a_decode_row_comes_before_a_long_prompt_and_the_prompt_is_cut_into_chunks() -> None:
+def run_batch(scheduler: Scheduler, memory: FakeMemory) -> list[tuple[Sequence, int]]:
+    batch = scheduler.schedule(8)
+    assert memory.decode(batch)
+    scheduler.commit(batch, {sequence: [5] for _, sequence in batch.sampled_rows()})
+    return [(span.sequence, span.n_tokens) for span in batch.spans]
+
+
+def test_beside_a_stream_a_long_prompt_is_cut_into_chunks_and_takes_turns_with_it() -> None:
     scheduler, memory = make()
     reader = Sequence([1, 2, 3], N_CTX)
     scheduler.add(reader)
     step(scheduler, memory)
-    prompt = Sequence(range(10, 40), N_CTX)
+    prompt = Sequence(range(10, 30), N_CTX)
     scheduler.add(prompt)
-    for n in range(1, 4):
-        batch = scheduler.schedule(8)
-        assert [(span.sequence, span.n_tokens) for span in batch.spans] == [(reader, 1), (prompt, 8)]
-        assert memory.decode(batch)
-        scheduler.commit(batch, {sequence: [5] for _, sequence in batch.sampled_rows()})
-        assert (reader.n_completion, prompt.n_past) == (n + 1, 8 * n)
+    turns = [run_batch(scheduler, memory) for _ in range(7)]
+    assert turns[::2] == [[(reader, 1)]] * 3 + [[(reader, 1), (prompt, 1)]]
+    assert turns[1::2] == [[(prompt, 8)], [(prompt, 8)], [(prompt, 4)]]
+
+
+def test_rows_are_in_the_order_of_their_slots() -> None:
+    """llama.cpp computes neighbours together, and each of a disorderly lot alone."""
+    scheduler, memory = make(n_slots=3)
+    sequences = [Sequence([n, n + 1], N_CTX) for n in (10, 20, 30)]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    for _ in sequences:
+        run_batch(scheduler, memory)
+    scheduler.remove(sequences[0])
+    again = Sequence([10, 11, 5, 9], N_CTX)  # in the first slot, though it comes last
+    scheduler.add(again)
+    while not again.n_completion:
+        run_batch(scheduler, memory)
+    assert [sequence for sequence, _ in run_batch(scheduler, memory)] == [again, *sequences[1:]]
 
 
 def test_the_next_turn_reads_only_what_is_new() -> None:

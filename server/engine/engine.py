@@ -17,6 +17,7 @@ from itertools import zip_longest
 
 from server.engine.llama import Context, DecodeStatus, Model
 from server.engine.pace import Pace
+from server.engine.request import Handle as Handle
 from server.engine.request import Request, Sink
 from server.engine.sampling import SamplingParams
 from server.engine.scheduler import Batch, Scheduler
@@ -44,19 +45,6 @@ class ModelInfo:
     is_demo: bool = False
 
 
-class Handle:
-    """What a caller holds of a submitted request."""
-
-    def __init__(self, engine: Engine, request_id: int) -> None:
-        self._engine = engine
-        self.id = request_id
-
-    def cancel(self) -> None:
-        """Stop it now; the terminal event is then Finished("cancelled"). After the end: nothing."""
-        self._engine._command(lambda: self._engine._cancel(self.id))
-        self._engine._interrupt()
-
-
 class Engine:
     """Answers prompts, several in one batch. Lives from start() to close()."""
 
@@ -68,7 +56,7 @@ class Engine:
         n_slots: int,
         snapshots: Snapshots,
         defaults: SamplingParams | None = None,
-        step_s: float = 0.1,
+        step_s: float = 0.17,
     ) -> None:
         """Owns model and context from now on: close() frees them. step_s: see Pace."""
         self.model = info
@@ -116,7 +104,7 @@ class Engine:
                 raise QueueFull(MAX_WAITING, self._retry_after())
             self._n_open += 1
         self._command(lambda: self._add(request))
-        return Handle(self, request.id)
+        return Handle(request.id, partial(self._cancel_soon, request.id), partial(self.scheduler.progress, sequence))
 
     def _retry_after(self) -> int:
         """Seconds until a place is probably free, from the mean length of the last answers."""
@@ -184,7 +172,7 @@ class Engine:
     def step(self) -> None:
         """One batch: schedule, compute, choose tokens, hand out text."""
         self._guess()
-        batch = self.scheduler.schedule(self._pace.n_prefill(self.scheduler.n_decode_rows))
+        batch = self.scheduler.schedule(self._pace.n_prefill(self.scheduler.n_decoding > 0))
         self._mark_started(batch)
         status = self._compute(batch)
         if status is not DecodeStatus.OK:
@@ -197,13 +185,13 @@ class Engine:
         time.sleep(YIELD_S)
 
     def _compute(self, batch: Batch) -> DecodeStatus:
-        n_decode, began = self.scheduler.n_decode_rows, time.monotonic()
-        self._may_interrupt = not n_decode
+        n_prefill, began = batch.n_prefill, time.monotonic()
+        self._may_interrupt = not self.scheduler.n_decoding
         self._reads_drafts = all(span.sequence.is_draft for span in batch.spans)
         status = self._context.decode(batch)
         self._may_interrupt = self._reads_drafts = False
         if status is DecodeStatus.OK:
-            self._pace.observe(n_decode, batch.n_tokens - n_decode, time.monotonic() - began)
+            self._pace.observe(n_prefill, time.monotonic() - began)
         return status
 
     def _mark_started(self, batch: Batch) -> None:
@@ -265,6 +253,10 @@ class Engine:
     def _enqueue(self, request: Request) -> None:
         if request.id in self._requests:  # not cancelled while the disk was read
             self.scheduler.add(request.sequence)
+
+    def _cancel_soon(self, request_id: int) -> None:
+        self._command(lambda: self._cancel(request_id))
+        self._interrupt()
 
     def _cancel(self, request_id: int) -> None:
         request = self._requests.get(request_id)

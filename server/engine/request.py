@@ -6,11 +6,12 @@ import itertools
 import random
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from server.engine.llama import SamplerChain
 from server.engine.lookup import Lookup
 from server.engine.sampling import PENALTY_LAST_N, SamplingParams, plan
-from server.engine.sequence import Event, TextDelta, Usage
+from server.engine.sequence import Event, Progress, TextDelta, Usage
 from server.engine.sequence import Sequence as TokenSequence
 from server.engine.text import TextStream
 from server.engine.vocab import Vocab
@@ -23,6 +24,16 @@ EMIT_S = 0.02
 more. One stream over HTTP: 70.2 tokens/s, 67.0 with a delivery per token; llama_decode alone does 72.3."""
 
 _ids = itertools.count(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """What a caller holds of a submitted request. For any thread."""
+
+    id: int
+    cancel: Callable[[], None]
+    """Stop it now; the terminal event is then Finished("cancelled"). After the end: nothing."""
+    progress: Callable[[], Progress]
 
 
 class Request:

@@ -1,7 +1,9 @@
 """Who computes what in the next step. Pure: it sees tokens and slots, never llama.cpp, a thread or a clock.
 
-A step is one batch: each running sequence that decodes gets its row first; prompts share what is left, oldest first,
-in chunks. So nobody's stream waits for somebody else's prompt longer than one chunk.
+A step is one batch: the next row of every sequence that decodes, or a chunk of the oldest prompt that is read. While
+there are both, they take turns, so nobody's stream waits for somebody else's prompt longer than one chunk. One batch of
+both would be slower: where each slot has its own part of the KV cache, llama.cpp computes what is of different length
+one after the other, and the rows of slots that are not neighbours too (8 rows in order 60 ms, in disorder 95 ms).
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from server.engine.prefix import Memory, Shelf, SlotTable
-from server.engine.sequence import Sequence
+from server.engine.sequence import Progress, Sequence
 
 MAX_OVERTAKEN = 4
 """How often a waiting sequence may be passed by a later one whose prefix is at hand."""
@@ -43,6 +45,11 @@ class Batch:
     def n_logits(self) -> int:
         return sum(span.n_logits for span in self.spans)
 
+    @property
+    def n_prefill(self) -> int:
+        """How many of its tokens are a prompt's; valid until it is committed."""
+        return sum(span.n_tokens for span in self.spans if not span.sequence.is_decoding)
+
     def sampled_rows(self) -> list[tuple[range, Sequence]]:
         """The rows that have logits, by sequence."""
         found, at = [], 0
@@ -62,6 +69,8 @@ class Scheduler:
         self.drafts: list[Sequence] = []
         """Drafts that wait: they run while nothing else does, and give way at once."""
         self.running: list[Sequence] = []
+        self._is_prompts_turn = False
+        """It was, in the last step."""
 
     @property
     def has_work(self) -> bool:
@@ -72,16 +81,17 @@ class Scheduler:
         """Sequences whose readers wait for the next token: while there are any, a step should be short."""
         return sum(sequence.is_decoding for sequence in self.running)
 
-    @property
-    def n_decode_rows(self) -> int:
-        """Rows that they take in the next step, with their guesses; prompts share the others."""
-        return sum(1 + len(sequence.guesses) for sequence in self.running if sequence.is_decoding)
+    def progress(self, sequence: Sequence) -> Progress:
+        """For any thread, so it looks at each thing once: a step may be going on."""
+        waiting = list(self.waiting)
+        place = waiting.index(sequence) + 1 if sequence in waiting else 0
+        return Progress(place, min(sequence.n_past, sequence.n_prompt), sequence.n_prompt)
 
     def add(self, sequence: Sequence) -> None:
         (self.drafts if sequence.is_draft else self.waiting).append(sequence)
 
     def schedule(self, n_prefill: int) -> Batch:
-        """The next step: all decode rows, then at most n_prefill prompt tokens. Empty only when there is no work."""
+        """The next step: all decode rows, or at most n_prefill prompt tokens. Empty only when there is no work."""
         if self.waiting:
             self._park_drafts()
         while self.waiting and self.slots.n_free:
@@ -91,13 +101,12 @@ class Scheduler:
         if self.drafts and not self.running:
             self._admit(self.drafts.pop(0))
         decoding = [sequence for sequence in self.running if sequence.is_decoding]
-        batch = Batch([Span(sequence, 1 + len(sequence.guesses)) for sequence in decoding])
-        for sequence in self.running:
-            n = min(n_prefill, sequence.n_pending)
-            if n and not sequence.is_decoding:
-                batch.spans.append(Span(sequence, n))
-                n_prefill -= n
-        return batch
+        reading = [sequence for sequence in self.running if not sequence.is_decoding]
+        self._is_prompts_turn = bool(reading) and not (decoding and self._is_prompts_turn)
+        if self._is_prompts_turn:
+            return Batch([Span(reading[0], min(n_prefill, reading[0].n_pending))])
+        decoding.sort(key=lambda sequence: sequence.slot or 0)
+        return Batch([Span(sequence, 1 + len(sequence.guesses)) for sequence in decoding])
 
     def _next_waiting(self) -> Sequence:
         """The one whose prefix is at hand, so that it is not evicted by others; but nobody is passed for ever."""

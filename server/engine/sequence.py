@@ -81,6 +81,17 @@ class Sequence:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far a request is from its first token."""
+
+    place: int
+    """In the queue for a slot: 1 is next, 0 has one."""
+    n_done: int
+    """Prompt tokens that are read, or need no reading."""
+    n_prompt: int
+
+
+@dataclass(frozen=True)
 class Usage:
     """What a request cost. n_* are tokens; times are seconds."""
 
