@@ -68,6 +68,7 @@ class Archive:
         self._snapshots: dict[Path, Snapshot] = {}
         self._lock = threading.Lock()
         self._is_failing = False
+        self._fetched: tuple[Snapshot, mmap.mmap] | None = None
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
         _sweep(folder)
@@ -84,6 +85,9 @@ class Archive:
 
     def read(self, snapshot: Snapshot) -> mmap.mmap | None:
         """The payload, verified; the snapshot counts as just used. None: it can't be used, and is deleted."""
+        fetched, self._fetched = self._fetched, None
+        if fetched and fetched[0] is snapshot:
+            return fetched[1]
         try:
             with snapshot.path.open("rb") as file:
                 now = _head(file, snapshot.path, self._key)
@@ -98,11 +102,9 @@ class Archive:
         return data
 
     def fetch(self, snapshot: Snapshot) -> None:
-        """Have the system bring the file into memory, so that read() is quick; delete it if it can't be used."""
-        try:
-            _verify(snapshot.path, self._key)
-        except (OSError, _Unusable):
-            self.drop(snapshot)
+        """Have the next read() of it ready: for a thread that may wait for a slow disk."""
+        data = self.read(snapshot)
+        self._fetched = (snapshot, data) if data is not None else None
 
     def drop(self, snapshot: Snapshot) -> None:
         """It is of no use: delete it."""
