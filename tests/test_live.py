@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from server.live import Live, Patch
@@ -78,6 +78,7 @@ def test_cut_at_every_character_it_is_what_the_whole_is(source: str) -> None:
         assert "".join(parts) == whole
 
 
+@settings(deadline=None)
 @example("# | -\n|-|-|\n", [])
 @given(SOURCES, st.lists(st.integers(0, 120), max_size=8))
 def test_any_answer_cut_anywhere_is_what_the_whole_is(source: str, cuts: list[int]) -> None:

@@ -7,7 +7,7 @@ import time
 from html.parser import HTMLParser
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.markdown import MARK, blocks, html, render, tidy
@@ -100,6 +100,7 @@ def test_nothing_that_a_model_writes_can_do_more_than_look(attack: str, around: 
     inspect(render(around.replace("{}", attack)))
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="<>\"'/=&;:![]()`*_~#|-\\ \n\tajx1麻\x00", max_size=60))
 def test_nor_anything_else(source: str) -> None:
     inspect(render(source))
@@ -174,6 +175,7 @@ PIECES = st.sampled_from(
 SOURCES = st.lists(PIECES, max_size=40).map("".join)
 
 
+@settings(deadline=None)
 @given(SOURCES)
 def test_a_block_is_the_same_alone_and_among_others(source: str) -> None:
     source = tidy(source) + "\n"
