@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from server.api_request import ChatRequest, parse_chat
 from server.body import read_json
 from server.chat import MAX_RESERVE, ChatMessage, Fitted
-from server.engine.engine import Handle
+from server.engine.request import Handle
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import Event, Finished, TextDelta, Usage
 from server.errors import InvalidField, SparrowError

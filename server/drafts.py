@@ -7,7 +7,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from server.engine.engine import Engine, Handle
+from server.engine.engine import Engine
+from server.engine.request import Handle
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import Event
 from server.errors import SparrowError

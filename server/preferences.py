@@ -79,7 +79,9 @@ def changed(known: S, body: Mapping[str, Any], languages: frozenset[str] = froze
     unknown = sorted(set(body) - set(names))
     if unknown:
         raise InvalidField(unknown[0][:40], f"this is no setting; there are {', '.join(names)}.")
-    values: dict[str, Any] = {name: names[name] if given is None else _value(name, given, languages) for name, given in body.items()}
+    values: dict[str, Any] = {
+        name: names[name] if given is None else _value(name, given, languages) for name, given in body.items()
+    }
     return replace(known, **values)
 
 

@@ -6,14 +6,15 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
-from server.engine.engine import Engine, Handle
+from server.engine.engine import Engine
+from server.engine.request import Handle
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import Event, Finished, TextDelta, Usage
 from server.engine.text import TextStream
 from server.engine.vocab import Vocab
 from server.errors import ContextOverflow, SparrowError
 from server.records import Message, Progress
-from server.streams import EventLog
+from server.streams import AnswerLog
 
 NOTHING = Usage(n_prompt=0, n_completion=0, n_reused=0, queue_s=0.0, prompt_s=0.0, decode_s=0.0)
 NEW = TextDelta("")
@@ -23,7 +24,7 @@ NEW = TextDelta("")
 class Run:
     """One run of an answer, from its first token, or from where it was cut off, to its terminal event."""
 
-    def __init__(self, owner: str, message: Message, log: EventLog, said: TextDelta) -> None:
+    def __init__(self, owner: str, message: Message, log: AnswerLog, said: TextDelta) -> None:
         self.owner = owner
         self.message = message
         self.log = log
@@ -59,6 +60,7 @@ class Run:
             return self.receive(Finished("stop", NOTHING))
         try:
             self.handle = engine.submit(prompt, params, self.sink, resume=resume)
+            self.log.reading = self.handle.progress
         except ContextOverflow as error:
             self.receive(Finished("length", NOTHING) if resume else Finished("error", NOTHING, error))
         except SparrowError as error:

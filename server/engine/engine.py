@@ -17,8 +17,7 @@ from itertools import zip_longest
 
 from server.engine.llama import Context, DecodeStatus, Model
 from server.engine.pace import Pace
-from server.engine.request import Handle as Handle
-from server.engine.request import Request, Sink
+from server.engine.request import Handle, Request, Sink
 from server.engine.sampling import SamplingParams
 from server.engine.scheduler import Batch, Scheduler
 from server.engine.sequence import Event, Finished, FinishReason

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from server.engine.engine import Handle
 from tests.browser.chat import COUNT, SLOW, answers, box, busy, say
 from tests.browser.conftest import NewPage, Shot
 from tests.server_process import ServerProcess, slow_motion
@@ -154,7 +153,6 @@ def test_waiting_is_explained(page: Page, shot: Shot, name: str, news: dict[str,
     shot(page, name)
 
 
-@pytest.mark.skipif(not hasattr(Handle, "progress"), reason="the engine does not say yet how far it is")
 def test_who_waits_in_the_queue_sees_the_place(new_page: NewPage, tmp_path: Path) -> None:
     with ServerProcess(["--demo", "--data-dir", str(tmp_path), "--slots", "1"]) as server:
         first, second = new_page(server.url), new_page(server.url)
