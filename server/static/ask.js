@@ -80,15 +80,18 @@ async function arrived(reply, question, answer) {
   list(reply.conversation.url, reply.conversation.title);
   explain(problem);
   const known = articles().at(-3)?.dataset.id ?? "";
-  if (edits) {
-    await renew();
-    attend();
-    return toEnd();
-  }
   if (known !== String(reply.parent ?? "")) return location.reload(); // another tab has gone on meanwhile
   question.dataset.id = reply.question;
   answer.dataset.id = reply.answer;
-  listen(answer, 0);
+  if (edits) await branch();
+  else listen(answer, 0);
+}
+
+/** The server knows the arrows of a new branch; without them its answer is listened to all the same. */
+async function branch() {
+  await renew();
+  attend();
+  toEnd();
 }
 
 /** A new chat has become a conversation. @param {{id: string, url: string, title: string}} where */
@@ -126,10 +129,8 @@ export async function retry(article) {
   for (const other of after) other.remove(); // they stay with the other answer, a branch aside
   begin();
   try {
-    await post(`/answers/${article.dataset.id}/retry`, {});
-    await renew();
-    attend();
-    toEnd();
+    article.dataset.id = (await post(`/answers/${article.dataset.id}/retry`, {})).answer;
+    await branch();
   } catch (/** @type {any} */ error) {
     blocks.forEach((block, at) => block.replaceChildren(...before[at]));
     article.after(...after);

@@ -29,7 +29,7 @@ export async function turn(arrow) {
   }
   stopEditing();
   const at = articles().findIndex((article) => article.contains(arrow));
-  await renew(`#messages article:nth-of-type(${at + 1})`);
+  if (!(await renew(`#messages article:nth-of-type(${at + 1})`))) return location.reload();
   attend();
   const arrows = $(".branches", articles()[at]);
   const next = $(isForward ? ":last-child" : ":first-child", arrows);
@@ -48,7 +48,7 @@ export function remove(article) {
       return toast(why(error));
     }
     stopEditing();
-    await renew();
+    if (!(await renew())) return location.reload();
     $("#box").focus();
   };
   confirm.showModal();

@@ -1,7 +1,7 @@
 // @ts-check
 // The messages that are shown: added, explained, and fetched anew after a change that only the server knows in full.
 
-import { $, $$, conversation, copyOf, text, toast, words } from "./dom.js";
+import { $, $$, conversation, copyOf, text, words } from "./dom.js";
 import { keepingPlace } from "./scroll.js";
 
 /** @typedef {{n_prompt: number, n_reused: number, n_completion: number, first_token_s: number, tokens_per_s: number}} Stats */
@@ -55,13 +55,16 @@ function showGauge(used) {
   $("span", gauge).textContent = `${share} %`;
 }
 
+/** A half goes up, as in templates/_texts.html: a reload changes no figure. @param {number} n @param {number} digits */
+const rounded = (n, digits) => (Math.floor(n * 10 ** digits + 0.5) / 10 ** digits).toFixed(digits);
+
 /** @param {HTMLElement} article @param {Stats} stats */
 function showNumbers(article, stats) {
   const line = $(".numbers", article);
   const speed = stats.tokens_per_s;
   line.hidden = !stats.n_completion;
-  $("summary", line).textContent = text("speed", { n: speed.toFixed(speed < 10 ? 1 : 0) });
-  const first = stats.first_token_s.toFixed(stats.first_token_s < 1 ? 2 : 1);
+  $("summary", line).textContent = text("speed", { n: rounded(speed, speed < 10 ? 1 : 0) });
+  const first = rounded(stats.first_token_s, stats.first_token_s < 1 ? 2 : 1);
   $("p", line).textContent = text("numbers", { n: stats.n_completion, first, reused: stats.n_reused, prompt: stats.n_prompt });
 }
 
@@ -112,14 +115,15 @@ function dressAll() {
 }
 
 /** The conversation as the server has it now; whoever calls listens to its answer, if one is being written. */
-/** @param {string} [anchor] what stays where it is seen */
+/** @param {string} [anchor] what stays where it is seen @returns {Promise<boolean>} false: the server is away */
 export async function renew(anchor = "") {
   const reply = await fetch(`/c/${conversation()}`).catch(() => null);
-  if (!reply?.ok) return toast(words("failed"));
+  if (!reply?.ok) return false;
   const page = new DOMParser().parseFromString(await reply.text(), "text/html");
   keepingPlace(anchor || "#messages", () => messages.replaceChildren(...$("#messages", page).childNodes));
   showGauge(Number($("#gauge", page).getAttribute("aria-valuenow")));
   dressAll();
+  return true;
 }
 
 dressAll();

@@ -158,6 +158,17 @@ def test_escape_stops_too(page: Page, demo_server: ServerProcess) -> None:
     expect(note(page)).to_contain_text("Stopped.")
 
 
+def test_a_memory_that_is_full_says_so_before_and_after_a_reload(new_page: NewPage, tmp_path: Path) -> None:
+    with ServerProcess(["--demo", "--data-dir", str(tmp_path), "--ctx", "160"]) as server:
+        page = new_page(server.url)
+        say(page, COUNT)
+        for _ in range(2):
+            expect(note(page)).to_have_text("The model's memory is full here. Start a new chat to go on.", timeout=SLOW)
+            expect(button(page, "Continue")).to_be_hidden()
+            expect(page.get_by_role("meter")).to_have_attribute("aria-valuenow", "160")
+            page.reload()
+
+
 def test_a_question_is_sent_once_however_hastily(page: Page) -> None:
     sent: list[str] = []
     page.on("request", lambda request: sent.append(request.url) if request.url.endswith("/messages") else None)

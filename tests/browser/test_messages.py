@@ -112,6 +112,17 @@ def test_regenerate_gives_another_answer_beside_the_old_one(page: Page) -> None:
     expect(answers(page)).to_have_count(2)
 
 
+def test_a_branch_that_could_not_be_fetched_is_listened_to_all_the_same(page: Page) -> None:
+    say_and_wait(page, "Count from 1 to 3.", "1, 2, 3")
+    page.route("**/c/*", lambda route: route.abort())
+    tool(page, 1, "Regenerate").click()
+    expect(busy(page)).to_have_count(0, timeout=SLOW)
+    assert answers(page).count() == 1 and written(page) == "1, 2, 3"
+    page.unroute("**/c/*")
+    page.reload()
+    expect(page.locator(".branches .place")).to_have_text("2/2")
+
+
 def test_a_question_is_deleted_with_what_followed_after_one_more_question(page: Page, shot: Shot) -> None:
     say_and_wait(page, "Count from 1 to 3.", "1, 2, 3")
     say_and_wait(page, "Count from 1 to 4.", "1, 2, 3, 4")
