@@ -54,7 +54,7 @@ export async function ask(text = box.value.trim(), rest = typed.kept) {
   }
 }
 
-/** Sent, as often as the model is still being loaded. @returns {Promise<any>} */
+/** Sent, again and again while the server goes down or comes up. @returns {Promise<any>} */
 async function send() {
   const { text, key, edits } = typed.asked;
   const body = { text, key, ...place(edits) };
@@ -62,8 +62,8 @@ async function send() {
     try {
       return await post("/messages", body, abort.signal);
     } catch (/** @type {any} */ error) {
-      if (error.code !== "loading" || abort.signal.aborted) throw error;
-      explain(problem, error.message);
+      if (error.status !== 503 || abort.signal.aborted) throw error;
+      explain(problem, words("starting"));
       await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
     }
   }

@@ -3,8 +3,8 @@
 
 import { words } from "./dom.js";
 
-/** What came instead of a reply; `again` says that another try may help. */
-/** @typedef {{code: string, message: string, param: string | null, again: boolean}} Failure */
+/** What came instead of a reply; `again` says that another try may help. status: HTTP's, 0 when nothing came. */
+/** @typedef {{code: string, message: string, status: number, again: boolean}} Failure */
 
 /** The reply's JSON. Throws a Failure. @param {string} url @param {RequestInit} [init] @returns {Promise<any>} */
 export async function get(url, init) {
@@ -12,9 +12,9 @@ export async function get(url, init) {
   const data = await reply?.json().catch(() => null);
   if (reply?.status === 204 || (reply?.ok && data)) return data;
   // Without an error of ours there was no reply, or it is a proxy's own page.
-  const { code, message, param } = data?.error ?? { code: "offline", message: "", param: null };
+  const { code, message } = data?.error ?? { code: "offline", message: "" };
   const again = !reply || reply.status >= 500 || [409, 429].includes(reply.status);
-  throw { code, message: words(code) || message, param, again };
+  throw { code, message: words(code) || message, status: reply?.status ?? 0, again };
 }
 
 /** @param {string} url @param {object} body @param {AbortSignal} [signal] @returns {Promise<any>} */

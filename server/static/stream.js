@@ -7,7 +7,7 @@ import { Speaker, say } from "./speech.js";
 import { dress, explain, messages, settle } from "./thread.js";
 
 /** What changes in an answer: server/live.py says how. @typedef {{settled?: string, open?: string, tail?: string, text?: string}} Patch */
-/** @typedef {{queue?: number, read?: number, left_s?: number | null, loading?: boolean}} Wait */
+/** @typedef {{queue?: number, read?: number, left_s?: number | null}} Wait */
 
 const FLUSH_MS = 30; // no animation frame: those stand still in a tab behind another
 const SILENT_MS = 20_000;
@@ -25,7 +25,9 @@ class Listener {
     this.speaker = new Speaker(this.open);
     /** What has come and is not shown yet. @type {{settled: string, open: string | null, tail: string | null, text: string}} */
     this.pending = { ...NOTHING };
+    /** Ends of lines that are not shown yet. */
     this.held = "";
+    this.hold();
     this.timer = 0;
     this.source = new EventSource(`/answers/${article.dataset.id}/events?after=${after}`);
     this.source.onopen = () => this.found();
@@ -73,10 +75,9 @@ class Listener {
   /** The server goes on from what it had saved, which may be a little less than what was seen. @param {Patch} patch */
   begin(patch) {
     this.pending = { ...NOTHING };
-    this.held = "";
     this.settled.innerHTML = patch.settled ?? "";
     this.open.innerHTML = patch.open ?? "";
-    if (patch.text) this.write(patch.text);
+    this.hold();
     dress(this.article);
     follow();
   }
@@ -87,23 +88,28 @@ class Listener {
     const { settled, open, tail, text } = this.pending;
     this.pending = { ...NOTHING };
     if (settled) this.append(settled);
-    if (open !== null || tail !== null) this.held = "";
     if (open !== null) this.open.innerHTML = open;
     if (tail !== null) $(".tail", this.open).innerHTML = tail;
+    if (open !== null || tail !== null) this.hold();
     if (text) this.write(text);
     this.speaker.open(this.open.textContent?.trimEnd() ?? "");
     follow();
   }
 
-  /** The open block goes on. A line of code that has no letter yet takes no room: the block would shrink at its end. */
-  /** @param {string} text */
+  /** The open block goes on. @param {string} text */
   write(text) {
     const tail = $(".tail", this.open) ?? this.open;
-    const all = this.held + text;
-    const shown = tail.closest("pre") ? all.replace(/\n+$/, "") : all;
-    this.held = all.slice(shown.length);
-    if (tail.lastChild instanceof Text) tail.lastChild.appendData(shown);
-    else tail.append(shown);
+    if (tail.lastChild instanceof Text) tail.lastChild.appendData(this.held + text);
+    else tail.append(this.held + text);
+    this.hold();
+  }
+
+  /** A line of code that has no letter yet takes no room: the block would shrink at its end. */
+  hold() {
+    const last = $("pre .tail", this.open)?.lastChild;
+    const data = last instanceof Text ? last.data : "";
+    this.held = /\n*$/.exec(data)?.[0] ?? "";
+    if (this.held) /** @type {Text} */ (last).data = data.slice(0, -this.held.length);
   }
 
   /** @param {string} html finished blocks */
@@ -137,9 +143,8 @@ let live = null;
 let lost = 0;
 
 /** @param {HTMLElement} article @param {Wait} wait */
-function showWait(article, { queue = 0, read = 1, left_s: left, loading }) {
-  const parts = loading ? [words("loading")]
-    : queue > 1 ? [text("queue", { n: queue })]
+function showWait(article, { queue = 0, read = 1, left_s: left }) {
+  const parts = queue > 1 ? [text("queue", { n: queue })]
     : queue === 1 ? [text("queue_next")]
     : read < 1 ? [text("reading", { share: Math.floor(100 * read) })] : [];
   if (left && left >= 1) parts.push(text("left", { s: Math.round(left) }));

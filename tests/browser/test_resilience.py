@@ -176,6 +176,17 @@ def test_a_question_whose_reply_was_lost_is_not_asked_twice(page: Page) -> None:
     assert page.get_by_role("navigation").get_by_role("link").count() == 1
 
 
+def test_a_server_that_is_starting_gets_the_question_as_soon_as_it_is_ready(page: Page, shot: Shot) -> None:
+    body = '{"error": {"code": "shutting_down", "message": "The server is not up yet."}}'
+    page.route("**/messages", lambda route: route.fulfill(status=503, body=body, content_type="application/json"))
+    say(page, "Count from 1 to 3.")
+    expect(page.get_by_role("alert")).to_contain_text("Your message is sent as soon as it is ready.")
+    shot(page, "starting")
+    page.unroute("**/messages")
+    expect(answers(page)).to_have_text("1, 2, 3", timeout=SLOW)
+    expect(page.get_by_role("alert")).to_be_hidden()
+
+
 def test_what_is_typed_survives_a_reload_and_what_was_sent_does_not_come_back(page: Page) -> None:
     box(page).fill("half a thought,\nin two lines")
     page.reload()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,6 @@ def waits(page: Page, *news: dict[str, Any]) -> None:
         ("queue", {"queue": 3, "read": 0, "left_s": 12.4}, "Place 3 in the queue · about 12 s left"),
         ("queue-next", {"queue": 1, "read": 0, "left_s": None}, "Next in the queue"),
         ("reading", {"queue": 0, "read": 0.428, "left_s": 6.1}, "Reading, 42 % · about 6 s left"),
-        ("loading", {"loading": True}, "The model is being loaded. Your message is sent as soon as it is ready."),
     ],
 )
 def test_waiting_is_explained(page: Page, shot: Shot, name: str, news: dict[str, Any], words: str) -> None:
@@ -163,3 +163,19 @@ def test_who_waits_in_the_queue_sees_the_place(new_page: NewPage, tmp_path: Path
             expect(second.locator(".how")).to_have_text("Next in the queue", timeout=SLOW)
         for page in (first, second):
             expect(busy(page)).to_have_count(0, timeout=SLOW)
+
+
+def test_a_long_question_is_seen_to_be_read(page: Page, demo_server: ServerProcess) -> None:
+    page.evaluate("""() => {
+        window.said = [];
+        new MutationObserver(() => {
+            const how = [...document.querySelectorAll(".how")].pop()?.textContent;
+            if (how && how !== window.said.at(-1)) window.said.push(how);
+        }).observe(document.querySelector("#messages"), {childList: true, subtree: true});
+    }""")
+    with slow_motion(demo_server):
+        say(page, "Repeat: " + "the quick brown fox jumps over the lazy dog " * 70)
+        expect(answers(page)).not_to_have_text("", timeout=SLOW)
+    shares = [int(re.findall(r"Reading, (\d+) %", how)[0]) for how in page.evaluate("() => window.said")]
+    assert len(shares) > 1 and shares == sorted(shares) and shares[-1] < 100
+    expect(busy(page)).to_have_count(0, timeout=SLOW)
