@@ -22,7 +22,7 @@ import manifest
 import quantize
 from folder import megabytes
 
-from server import app, gguf_file
+from server import gguf_file, serving
 from server.engine import quantizer
 from server.errors import UsageError
 
@@ -113,8 +113,8 @@ def _keep_or_delete(source: Path) -> None:
 
 def main(argv: list[str]) -> int:
     settings = load(argv)
-    with app.bind(settings) as bound:  # a taken port is told now, not after the download
-        return app.serve(settings, bound, choose(settings), is_demo=settings.demo)
+    with serving.bind(settings) as bound:  # a taken port is told now, not after the download
+        return serving.serve(settings, bound, choose(settings), is_demo=settings.demo)
 
 
 if __name__ == "__main__":

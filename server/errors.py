@@ -12,7 +12,8 @@ SparrowError
 ├── TooLarge              413  the body is larger than the server reads
 ├── QueueFull             429  too many are waiting; `retry_after` says for how many seconds
 ├── EngineFailed          500  llama.cpp could not compute this batch; the others live
-├── ShuttingDown          503  the server is going down, or not up yet
+├── ShuttingDown          503  the server is going down
+├── ModelLoading          503  it is not up yet
 └── StoreFailed           507  the database could not be read or written; the message names the file
 """
 
@@ -106,6 +107,16 @@ class EngineFailed(SparrowError):
 class ShuttingDown(SparrowError):
     status = 503
     code = "shutting_down"
+
+
+class ModelLoading(SparrowError):
+    """done: the share that is there, 0 to 1."""
+
+    status = 503
+    code = "model_loading"
+
+    def __init__(self, done: float) -> None:
+        super().__init__(f"The model is still loading ({done:.0%}): try again in a moment.")
 
 
 class StoreFailed(SparrowError):

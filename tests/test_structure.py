@@ -13,6 +13,8 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = [
     ["scripts"],
+    ["server.serving"],
+    ["server.loading"],
     ["server.app"],
     ["server.api", "server.pages"],
     ["server.assets", "server.plain"],
