@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import http.client
 import json
 import os
+import re
 import secrets
 import signal
 import socket
@@ -58,31 +60,49 @@ class Page:
         return connection.sock, connection.getresponse()
 
 
+_TAG = re.compile(r"<[^>]*>")
+_TAIL = re.compile(r'(?<=<span class="tail">)[^<]*')
+
+
 @dataclass
 class Seen:
-    """What a reader of an answer has on the screen, each piece with the time when it came, as EventSource keeps it."""
+    """What a reader of an answer has on the screen, each state with the time when it came, as EventSource keeps it."""
 
-    pieces: list[tuple[float, str]] = field(default_factory=list)
+    states: list[tuple[float, str]] = field(default_factory=list)
     last_id: str = ""
     kept: str | None = None
     """The text of the first reset: what the server still knew when this reader came back."""
     ended: str = ""
+    _settled: str = ""
+    _open: str = ""
 
     def read(self, lines: Iterable[bytes]) -> None:
         """Follow the events of an answer to their end, or to the connection's."""
         for event, id, data in _events(lines):
-            self.last_id = id
+            self.last_id = id or self.last_id
             if event == "end":
                 self.ended = str(data["status"])
                 return
-            if event == "reset":
-                self.pieces.clear()
-                self.kept = data["text"] if self.kept is None else self.kept
-            self.pieces.append((time.perf_counter(), data["text"]))
+            if event in ("delta", "reset"):
+                self._take(event == "reset", data)
+
+    def _take(self, is_reset: bool, data: Mapping[str, str]) -> None:
+        """The page does the same with the elements of these names."""
+        if is_reset:
+            self._settled = self._open = ""
+        self._settled += data.get("settled", "")
+        self._open = data.get("open", self._open)
+        if "text" in data or "tail" in data:
+            self._open = _TAIL.sub(
+                lambda tail: data.get("tail", tail[0]) + html.escape(data.get("text", "")), self._open
+            )
+        self.states.append((time.perf_counter(), html.unescape(_TAG.sub("", self._settled + self._open)).strip()))
+        if is_reset and self.kept is None:
+            self.kept = self.text
 
     @property
     def text(self) -> str:
-        return "".join(text for _, text in self.pieces)
+        return self.states[-1][1] if self.states else ""
 
 
 def _events(lines: Iterable[bytes]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -91,7 +111,9 @@ def _events(lines: Iterable[bytes]) -> Iterator[tuple[str, str, dict[str, Any]]]
     try:
         for line in lines:
             name, _, value = line.rstrip(b"\r\n").partition(b": ")
-            if name == b"event":
+            if not name:
+                id = ""
+            elif name == b"event":
                 event = value.decode()
             elif name == b"id":
                 id = value.decode()
@@ -102,14 +124,9 @@ def _events(lines: Iterable[bytes]) -> Iterator[tuple[str, str, dict[str, Any]]]
 
 
 def lost_seconds(seen: list[tuple[float, str]], kept: str) -> float:
-    """Seconds of writing that are gone: from the first piece that is not whole in what was kept, to the last one."""
-    n_kept = len(os.path.commonprefix(["".join(text for _, text in seen), kept]))
-    at, missing = 0, None
-    for came, text in seen:
-        at += len(text)
-        if missing is None and at > n_kept:
-            missing = came
-    return 0.0 if missing is None else seen[-1][0] - missing
+    """Seconds of writing that are gone: from the first state that is not whole in what was kept, to the last one."""
+    missing = [came for came, text in seen if not kept.startswith(text)]
+    return seen[-1][0] - missing[0] if missing else 0.0
 
 
 def kill_and_come_back(side: Side, folder: Path, kill_s: float) -> dict[str, float]:
@@ -129,7 +146,7 @@ def kill_and_come_back(side: Side, folder: Path, kill_s: float) -> dict[str, flo
         (seen.text, len(again.text)) if again.kept is None else (again.kept, len(again.text) - len(again.kept))
     )
     goes_on = (n_new > 0 and again.ended != "interrupted") or seen.ended == "done"
-    return {"lost_s": lost_seconds(seen.pieces, kept), "goes_on": float(goes_on)}
+    return {"lost_s": lost_seconds(seen.states, kept), "goes_on": float(goes_on)}
 
 
 def _watch(seen: Seen, page: Page, path: str, seconds: float, *, last_id: str = "", kill: int | None = None) -> None:

@@ -31,7 +31,7 @@ class Settings:
     slots: int = _setting(4, "conversations that are answered at the same time", metavar="N", least=1)
     threads: int = _setting(0, "CPU threads; 0 takes what a first start measures as fastest here", metavar="N", least=0)
     step_ms: int = _setting(
-        170,
+        150,
         "milliseconds that a step may take while somebody reads along; others' prompts fill it",
         metavar="N",
         least=10,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from xml.etree import ElementTree
 
@@ -136,7 +137,7 @@ class TestPlot:
 
 
 class TestLost:
-    SEEN = [(1.0, "One "), (1.5, "two "), (2.0, "three")]
+    SEEN = [(1.0, "One"), (1.5, "One two"), (2.0, "One two three")]
 
     @pytest.mark.parametrize(
         "kept, lost_s",
@@ -157,9 +158,17 @@ class TestLost:
 
     def test_a_reader_follows_resets_to_the_end(self) -> None:
         seen = bench_page.Seen()
-        stream = (
-            b'retry: 1000\n\nevent: delta\nid: 1\ndata: {"text":"a"}\n\nevent: reset\nid: 0\ndata: {"text":"b"}\n\n'
-            b': ping\n\nevent: delta\nid: 2\ndata: {"text":"c"}\n\nevent: end\nid: 3\ndata: {"status":"done"}\n\n'
-        )
-        seen.read(stream.splitlines(keepends=True))
-        assert (seen.text, seen.kept, seen.last_id, seen.ended) == ("bc", "b", "3", "done")
+        events = [
+            ("delta", "1", {"open": '<p><span class="tail">a</span></p>'}),
+            ("reset", "2", {"settled": "<p>b</p>", "open": '<p>x <span class="tail">y</span></p>'}),
+            ("delta", "3", {"text": " < z"}),
+            ("wait", "", {"queue": 1}),
+            ("delta", "4", {"settled": "<p>x <b>y</b> &lt; z</p>", "open": ""}),
+            ("end", "5", {"status": "done"}),
+        ]
+        stream = "retry: 1000\n\n: ping\n\n"
+        for event, id, data in events:
+            stream += f"event: {event}\n" + (f"id: {id}\n" if id else "") + f"data: {json.dumps(data)}\n\n"
+        seen.read(stream.encode().splitlines(keepends=True))
+        assert [text for _, text in seen.states] == ["a", "bx y", "bx y < z", "bx y < z"]
+        assert (seen.kept, seen.last_id, seen.ended) == ("bx y", "5", "done")

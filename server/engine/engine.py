@@ -55,7 +55,7 @@ class Engine:
         n_slots: int,
         snapshots: Snapshots,
         defaults: SamplingParams | None = None,
-        step_s: float = 0.17,
+        step_s: float = 0.15,
     ) -> None:
         """Owns model and context from now on: close() frees them. step_s: see Pace."""
         self.model = info

@@ -35,7 +35,7 @@ def open_engine(
     n_ctx: int,
     n_slots: int,
     n_threads: int = 0,
-    step_s: float = 0.17,
+    step_s: float = 0.15,
     tuned: Path | None = None,
     is_demo: bool = False,
     snapshots: Path | None = None,
