@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import secrets
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -19,7 +21,7 @@ from server.engine.loader import open_engine
 from server.places import Place
 from server.records import Exchange
 from server.settings import Settings
-from tests.page_reader import articles
+from tests.page_reader import Article, articles
 
 N_CTX = 1024
 
@@ -162,15 +164,25 @@ def test_an_answer_that_ended_by_its_length_goes_on(client: TestClient) -> None:
     assert second.startswith(first.text.rstrip("\ufffd")) and len(second) > len(first.text)
 
 
+def last(client: TestClient, conversation: str) -> Article:
+    return articles(client.get(f"/c/{conversation}").text)[-1]
+
+
 def test_going_on_with_a_full_memory_forgets_the_oldest_or_says_that_it_can_not(client: TestClient) -> None:
     id = ask(client, "x" * 450)["conversation"]["id"]
     post(client, "/preferences", {"max_tokens": None})
     asked = ask(client, "and on", conversation=id)
     before = len(client.get(f"/messages/{asked['answer']}/text").text)
     assert '"dropped":0' in client.get(f"/answers/{asked['answer']}/events").text
+    assert "To go on, it forgets" in last(client, id).note and last(client, id).can_continue
+    plain = client.get(f"/c/{id}?plain=1").text
+    assert "To go on, it forgets" in plain and "/plain/continue" in plain
     post(client, f"/answers/{asked['answer']}/continue")
     events = client.get(f"/answers/{asked['answer']}/events").text
     assert '"reason":"length"' in events and '"dropped":2' in events
+    assert "Start a new chat" in last(client, id).note and not last(client, id).can_continue
+    plain = client.get(f"/c/{id}?plain=1").text
+    assert "Start a new chat" in plain and "/plain/continue" not in plain
     assert len(client.get(f"/messages/{asked['answer']}/text").text) > before
     assert refused(client, f"/answers/{asked['answer']}/continue", {})[:2] == (400, "context_length_exceeded")
     post(client, f"/messages/{asked['question']}/delete")  # the refusal has let the conversation go
@@ -212,8 +224,9 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def test_settings_decide_the_answer_and_the_prompt(client: TestClient) -> None:
     post(client, "/preferences", {"seed": 5, "max_tokens": 60})
+    ask(client, "same")  # what is read beside other tokens is rounded otherwise: from here on all is read
     texts = set()
-    for _ in range(2):
+    for _ in range(3):
         texts.add(client.get(f"/messages/{ask(client, 'same')['answer']}/text").text)
     assert len(texts) == 1, "one seed, one answer"
     asked = ask(client, "same", settings={"seed": 6, "system_prompt": "You are a sparrow."})
@@ -382,8 +395,14 @@ def test_nobody_touches_what_is_not_theirs(client: TestClient) -> None:
 
 
 def test_the_cursor_of_the_list_is_checked(client: TestClient) -> None:
-    for before in ("x", "W10", "e30", "WzEsMl0", "A" * 5000):
+    for before in ("x", "W10", "e30", "WzEsMl0", "A" * 5000, cursor(f'[1{"0" * 400}, 0, "a"]')):
         assert client.get("/conversations", params={"before": before}).status_code == 400
+    lone_surrogate = cursor(r'[0, 0, "\ud800"]')
+    assert client.get("/conversations", params={"before": lone_surrogate}).json()["conversations"] == []
+
+
+def cursor(content: str) -> str:
+    return base64.urlsafe_b64encode(content.encode()).decode().rstrip("=")
 
 
 def test_single_user_is_one_list_in_all_browsers(tiny_path: Path, tmp_path: Path) -> None:
@@ -405,7 +424,9 @@ def test_what_was_deleted_is_gone_for_good_in_time(
     engine.sampling_defaults = replace(engine.sampling_defaults, max_tokens=4)
     with TestClient(create_app(Settings(data_dir=tmp_path), engine), base_url="http://127.0.0.1") as client:
         client.get("/")
-        id = ask(client, "a secret")["conversation"]["id"]
+        other = ask(client, "to be kept")["conversation"]["id"]
+        asked = ask(client, "Whisperword is a word", conversation=other)
+        id = ask(client, "Geheimwort is a secret")["conversation"]["id"]
         post(client, f"/conversations/{id}/delete")
         time.sleep(0.1)
         post(client, f"/conversations/{id}/restore")
@@ -414,5 +435,15 @@ def test_what_was_deleted_is_gone_for_good_in_time(
         store, portal = client.app_state["store"], client.portal
         assert portal is not None
         query = "SELECT count(*) FROM messages"
-        wait_until(lambda: portal.call(store.read, lambda db: db.execute(query).fetchone()) == (0,))
+        wait_until(lambda: portal.call(store.read, lambda db: db.execute(query).fetchone()) == (4,))
         assert refused(client, f"/conversations/{id}/restore", {})[0] == 404
+        wait_until(lambda: b"eheimwort" not in portal.call(store.read, indexes))
+        post(client, f"/messages/{asked['question']}/delete")
+    left = b"".join(path.read_bytes() for path in tmp_path.glob("sparrow.db*")).lower()
+    assert b"kept" in left and not [word for word in (b"eheimwort", b"hisperword") if word in left]
+
+
+def indexes(db: sqlite3.Connection) -> bytes:
+    """All that the search keeps, deleted or not. A word's first letter may be shared with the one before it."""
+    query = "SELECT block FROM message_index_data UNION ALL SELECT block FROM title_index_data"
+    return b"".join(block for (block,) in db.execute(query))
