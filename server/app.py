@@ -129,7 +129,8 @@ async def _purge(store: Store) -> None:
     """Conversations that were deleted go for good when nobody can bring them back any more."""
     while True:
         try:
-            await store.write(conversations.purge)
+            if await store.write(conversations.purge):
+                await store.forget()
         except StoreFailed as error:
             log.warning("deleted conversations are still there: %s", error.message)
         await asyncio.sleep(PURGE_S)

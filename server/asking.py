@@ -16,6 +16,7 @@ import re
 import secrets
 from typing import Any
 
+from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
@@ -59,7 +60,7 @@ async def delete(request: Request[AppState]) -> Response:
     """POST /messages/{id}/delete: {"leaf": the last message of what is shown then, null when nothing is}."""
     await posted(request)
     leaf = await request.state["answers"].delete_message(owner_of(request), request.path_params["id"])
-    return JSONResponse({"leaf": leaf})
+    return JSONResponse({"leaf": leaf}, background=BackgroundTask(request.state["store"].forget))
 
 
 async def text(request: Request[AppState]) -> Response:

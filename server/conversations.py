@@ -17,6 +17,7 @@ from typing import Any
 
 from server import branches
 from server.errors import InvalidField
+from server.fields import storable
 from server.preferences import CHAT_FIELDS, Preferences, changed
 from server.records import Conversation
 from server.rows import CONVERSATION, as_conversation, conversation, settings_json
@@ -112,11 +113,13 @@ def restore(db: sqlite3.Connection, owner: str, id: str) -> Conversation:
     return conversation(db, owner, id)
 
 
-def purge(db: sqlite3.Connection) -> None:
-    """Delete for good what nobody can bring back any more."""
-    for (id,) in db.execute("SELECT id FROM conversations WHERE deleted_at <= ?", (time() - UNDO_S,)).fetchall():
+def purge(db: sqlite3.Connection) -> bool:
+    """Delete for good what nobody can bring back any more. True: there was something; see `Store.forget`."""
+    gone = db.execute("SELECT id FROM conversations WHERE deleted_at <= ?", (time() - UNDO_S,)).fetchall()
+    for (id,) in gone:
         db.execute("UPDATE messages SET parent_id = NULL WHERE conversation_id = ?", (id,))  # see branches.delete
         db.execute("DELETE FROM conversations WHERE id = ?", (id,))
+    return bool(gone)
 
 
 def preferences(db: sqlite3.Connection, owner: str) -> Preferences:
@@ -160,6 +163,6 @@ def _place(before: str) -> _Place:
         return _FIRST
     try:
         pin, updated_at, id = json.loads(base64.urlsafe_b64decode(before + "=" * (-len(before) % 4)))
-        return float(pin), float(updated_at), str(id)
-    except (ValueError, TypeError, RecursionError):
+        return float(pin), float(updated_at), storable(str(id))
+    except (ValueError, TypeError, OverflowError, RecursionError):
         raise InvalidField("before", "give what the last page of the list said, or leave it out.") from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
+from typing import Literal
 
 TOKENIZER = "unicode61 remove_diacritics 2 categories ''L* N* Co So''"
 """So: emoji, which people look for too."""
@@ -32,6 +33,9 @@ MAX_QUERY = 200
 MAX_WORDS = 16
 N_AROUND = 20
 """Words, or Chinese characters, that are cited of a message."""
+
+N_MERGE = 200
+"""Pages of an index that are written at once."""
 
 Snippet = tuple[tuple[str, bool], ...]
 """A cited text in parts; True: this part is what was looked for."""
@@ -65,6 +69,17 @@ def put_title(db: sqlite3.Connection, conversation_id: str, title: str) -> None:
         "INSERT INTO title_index (title, conversation_id) VALUES (?, ?)", (spaced(title), conversation_id)
     ).lastrowid
     db.execute("UPDATE conversations SET title_row = ? WHERE id = ?", (row, conversation_id))
+
+
+def forget(db: sqlite3.Connection, index: Literal["message_index", "title_index"], *, goes_on: bool) -> bool:
+    """Take the words of what was deleted out of the index: FTS5 only marks them, and keeps them until it merges.
+
+    So much at a time as a writer may be kept from the others. Call it again, with goes_on, until it returns False.
+    """
+    before = db.total_changes
+    # Below 0: of all parts of the index make one.
+    db.execute(f"INSERT INTO {index} ({index}, rank) VALUES ('merge', ?)", (N_MERGE if goes_on else -N_MERGE,))
+    return db.total_changes - before >= 2  # that is how FTS5 says that there was something to do
 
 
 def cite(db: sqlite3.Connection, wanted: str, messages: list[int]) -> dict[int, Snippet]:

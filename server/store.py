@@ -7,6 +7,7 @@ Messages are a tree (`parent_id`): a retry is a new branch beside the old answer
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 import threading
@@ -15,16 +16,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Concatenate, Literal, ParamSpec, TypeVar
 
-from server import rows
+from server import rows, search
 from server.errors import StoreFailed, UsageError
 from server.migrations import migrate
 from server.preferences import ChatSettings
-from server.records import Conversation, Ending, Exchange, Message, Progress
+from server.records import Ending, Exchange, Message, Progress
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 NONE = ChatSettings()
+INDEXES: tuple[Literal["message_index", "title_index"], ...] = ("message_index", "title_index")
 
 N_READERS = 2
 
@@ -67,20 +69,8 @@ class Store:
         while self._connections:
             self._connections.pop().close()
 
-    async def conversation(self, owner: str, id: str) -> Conversation:
-        """Raises NotFound also when it belongs to somebody else: nobody learns that it exists."""
-        return await self.read(rows.conversation, owner, id)
-
-    async def thread(self, conversation_id: str) -> tuple[Message, ...]:
-        """The branch that is shown, first message first."""
-        return await self.read(lambda db: rows.branch(db, rows.shown_leaf(db, conversation_id)))
-
-    async def branch(self, message_id: int | None) -> tuple[Message, ...]:
-        """From the first message of its conversation down to this one."""
-        return await self.read(rows.branch, message_id)
-
     async def message(self, owner: str, id: int) -> Message:
-        """Raises NotFound, as `conversation` does."""
+        """Raises NotFound also when it belongs to somebody else: nobody learns that it exists."""
         return await self.read(rows.message, owner, id)
 
     async def exchange(self, owner: str, key: str) -> Exchange | None:
@@ -125,6 +115,14 @@ class Store:
         """Write the whole answer and how it ended."""
         await self.write(rows.finish, answer_id, end)
 
+    async def forget(self) -> None:
+        """Leave no word of what was deleted in the search's indexes either. A full disk leaves them until the next."""
+        with contextlib.suppress(StoreFailed):
+            for index in INDEXES:
+                goes_on = False
+                while await self.write(search.forget, index, goes_on=goes_on):
+                    goes_on = True
+
     async def read(
         self, query: Callable[Concatenate[sqlite3.Connection, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
@@ -156,6 +154,7 @@ class Store:
             # NORMAL: a power cut may take the last moments, never the database; an SD card syncs in 10-100 ms.
             db.execute("PRAGMA synchronous = NORMAL")
             db.execute("PRAGMA foreign_keys = ON")
+            db.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten, not only let go
             self._local.db = db
         return db
 

@@ -11,11 +11,11 @@ from typing import TypeVar
 
 import pytest
 
-from server import migrations
+from server import migrations, rows
 from server.conversations import Page, listed
 from server.engine.sequence import Usage
 from server.errors import NotFound, StoreFailed, UsageError
-from server.records import MAX_TITLE, Ending, Failure, Progress, title_of
+from server.records import MAX_TITLE, Ending, Failure, Message, Progress, title_of
 from server.store import Store
 
 T = TypeVar("T")
@@ -47,6 +47,10 @@ async def turn(store: Store, conversation: str | None, text: str, answer: str, k
     return exchange.conversation.id, exchange.answer.id
 
 
+async def thread(store: Store, conversation: str) -> tuple[Message, ...]:
+    return await store.read(lambda db: rows.branch(db, rows.shown_leaf(db, conversation)))
+
+
 def test_a_conversation_comes_back_after_a_restart(path: Path) -> None:
     async def write(store: Store) -> str:
         conversation, _ = await turn(store, None, "My name is Ana.", "Hello, Ana.")
@@ -56,8 +60,8 @@ def test_a_conversation_comes_back_after_a_restart(path: Path) -> None:
     conversation = run(path, write)
 
     async def read(store: Store) -> None:
-        assert (await store.conversation("ana", conversation)).title == "My name is Ana."
-        messages = await store.thread(conversation)
+        assert (await store.read(rows.conversation, "ana", conversation)).title == "My name is Ana."
+        messages = await thread(store, conversation)
         assert [(message.role, message.content) for message in messages] == [
             ("user", "My name is Ana."),
             ("assistant", "Hello, Ana."),
@@ -115,13 +119,13 @@ def test_a_failure_is_kept_with_its_code_and_its_words(path: Path) -> None:
 def test_a_retry_is_a_branch_beside_the_old_answer(path: Path) -> None:
     async def scenario(store: Store) -> None:
         conversation, first = await turn(store, None, "Hi", "one")
-        question = (await store.thread(conversation))[0]
+        question = (await thread(store, conversation))[0]
         second = await store.begin_again(question)
         await store.finish(second.id, Ending("two", "done", "stop"))
-        assert [message.content for message in await store.thread(conversation)] == ["Hi", "two"]
-        assert [message.content for message in await store.branch(first)] == ["Hi", "one"]
+        assert [message.content for message in await thread(store, conversation)] == ["Hi", "two"]
+        assert [message.content for message in await store.read(rows.branch, first)] == ["Hi", "one"]
         await turn(store, conversation, "And?", "three")
-        assert [message.content for message in await store.thread(conversation)] == ["Hi", "two", "And?", "three"]
+        assert [message.content for message in await thread(store, conversation)] == ["Hi", "two", "And?", "three"]
 
     run(path, scenario)
 
@@ -145,12 +149,12 @@ def test_owners_never_see_each_other(path: Path) -> None:
         assert [entry.id for entry in (await store.read(listed, "ana")).conversations] == [conversation]
         assert await store.read(listed, "ben") == Page(())
         with pytest.raises(NotFound):
-            await store.conversation("ben", conversation)
+            await store.read(rows.conversation, "ben", conversation)
         with pytest.raises(NotFound):
             await store.message("ben", answer)
         with pytest.raises(NotFound):
             await store.begin("ben", conversation, "let me in", "k")
-        assert len(await store.thread(conversation)) == 2
+        assert len(await thread(store, conversation)) == 2
 
     run(path, scenario)
 
