@@ -47,7 +47,8 @@ class Run:
         if isinstance(event, TextDelta):
             self.log.append(event)
         else:
-            self.finished.set_result(replace(event, usage=_whole(event.usage, len(self._said.tokens))))
+            usage = whole(event.usage, len(self._said.tokens), self.message.usage)
+            self.finished.set_result(replace(event, usage=usage))
 
     def cancel(self) -> None:
         if self.handle is not None:
@@ -77,8 +78,16 @@ def said_before(progress: Progress, vocab: Vocab) -> TextDelta:
     return TextDelta(text, tuple(vocab.tokenize(text)))
 
 
-def _whole(usage: Usage, n_said: int) -> Usage:
-    """The engine counts what was said before as a part of the prompt."""
+def whole(usage: Usage, n_said: int, earlier: Usage | None) -> Usage:
+    """The numbers of the answer, of those of its last run: the engine counts the n_said tokens before it as prompt.
+
+    earlier: the numbers until the last run that was not lost to a crash. What was lost counts as fast as the rest.
+    """
+    if usage is NOTHING and earlier is not None:
+        return earlier
     n_prompt = max(0, usage.n_prompt - n_said)
     n_reused = min(usage.n_reused, n_prompt)
-    return replace(usage, n_prompt=n_prompt, n_reused=n_reused, n_completion=usage.n_completion + n_said)
+    known = earlier or NOTHING
+    n_completion, n_timed = usage.n_completion + n_said, usage.n_completion + known.n_completion
+    decode_s = (usage.decode_s + known.decode_s) * n_completion / max(1, n_timed)
+    return replace(usage, n_prompt=n_prompt, n_reused=n_reused, n_completion=n_completion, decode_s=decode_s)

@@ -13,6 +13,8 @@ from urllib.error import HTTPError
 
 import pytest
 
+from server.engine.sequence import Usage
+from server.runs import NOTHING, whole
 from tests.event_source import Browser, EventSource
 from tests.server_process import ServerProcess, slow_motion
 
@@ -31,6 +33,12 @@ def row(folder: Path, answer: int) -> Any:
     with closing(sqlite3.connect(folder / "sparrow.db")) as db:
         query = "SELECT status, content, n_resumed, tokens FROM messages WHERE id = ?"
         return db.execute(query, (answer,)).fetchone()
+
+
+def seconds(folder: Path, answer: int) -> float:
+    """How long its tokens took."""
+    with closing(sqlite3.connect(folder / "sparrow.db")) as db:
+        return float(db.execute("SELECT decode_s FROM messages WHERE id = ?", (answer,)).fetchone()[0])
 
 
 def break_off(server: ServerProcess, reader: EventSource, n_seen: int) -> str:
@@ -156,10 +164,34 @@ def test_what_was_stopped_goes_on_when_asked_to(server: ServerProcess, tmp_path:
     assert reader.end["status"] == "stopped" and stopped != HUNDRED
     (_, answer) = browser.page(asked["conversation"]["url"])
     assert answer.can_continue and answer.can_retry and not answer.is_busy
+    until_then = seconds(tmp_path, answer.id)
     browser.post(f"/answers/{answer.id}/continue", {})
     with EventSource(browser, answer.id) as reader:
         assert reader.whole() == HUNDRED
+    assert seconds(tmp_path, answer.id) > until_then, "all of its tokens in the time of all of them"
     with pytest.raises(HTTPError) as refused:
         browser.post(f"/answers/{answer.id}/continue", {})
     assert refused.value.code == 409
     refused.value.close()
+
+
+@pytest.mark.parametrize(
+    ("n_said", "earlier", "decode_s"),
+    [
+        (0, None, 2.0),
+        (30, (30, 3.0), 5.0),  # stopped, and gone on
+        (30, None, 5.0),  # a crash took the first run's numbers: as fast as the second's
+        (30, (10, 2.0), 5.0 * 4 / 3),  # stopped after 10, killed after 30
+        (30, (0, 0.0), 5.0),
+    ],
+)
+def test_the_speed_is_of_all_its_runs(n_said: int, earlier: tuple[int, float] | None, decode_s: float) -> None:
+    known = earlier and Usage(100, earlier[0], 0, 0.0, 1.0, earlier[1])
+    found = whole(Usage(100 + n_said, 20, 90 + n_said, 0.5, 0.1, 2.0), n_said, known or None)
+    assert (found.n_prompt, found.n_completion, found.n_reused) == (100, 20 + n_said, min(100, 90 + n_said))
+    assert found.decode_s == pytest.approx(decode_s)
+
+
+def test_an_answer_that_could_not_go_on_keeps_its_numbers() -> None:
+    known = Usage(100, 30, 0, 0.0, 1.0, 3.0)
+    assert whole(NOTHING, 30, known) == known
