@@ -69,10 +69,11 @@ def _open(db: sqlite3.Connection, owner: str, id: str, leaf: str) -> Opened:
     return Opened(found, thread, branches.siblings(db, found.id, thread))
 
 
-async def context(request: Request[AppState], owner: str, opened: Opened | None) -> dict[str, object]:
+async def context(
+    request: Request[AppState], owner: str, preferred: Preferences, opened: Opened | None
+) -> dict[str, object]:
     """Everything that chat.html names, its conversation apart: see `thread_context`."""
     query = request.query_params.get("q", "")
-    preferred = await preferences_of(request)
     listed = await page_of(request, query)
     engine = request.state["engine"]
     return {
@@ -99,6 +100,7 @@ def thread_context(request: Request[AppState], opened: Opened | None) -> dict[st
     return {
         "thread": [_shown(opened, *pair) for pair in zip(thread, opened.siblings, strict=True)] if opened else [],
         "memory_begins": _memory_begins(thread),
+        "can_forget": can_forget(thread),
         "context_used": _context_used(thread),
     }
 
@@ -127,6 +129,16 @@ def _context_used(thread: Sequence[Message]) -> int | None:
 
 def _memory_begins(thread: Sequence[Message]) -> int | None:
     """The id of the first message that the last answer's model saw; None: all of them. The script counts alike."""
+    n_dropped, seen = _seen(thread)
+    return seen[0].id if n_dropped and seen else None
+
+
+def can_forget(thread: Sequence[Message]) -> bool:
+    """The last answer's model saw more than its question: going on may forget that. The script counts alike."""
+    return len(_seen(thread)[1]) > 2
+
+
+def _seen(thread: Sequence[Message]) -> tuple[int, list[Message]]:
+    """How many messages that say anything the last answer's model did not see, and the others, that answer included."""
     n_dropped = next((message.n_dropped for message in reversed(thread) if message.role == "assistant"), 0)
-    seen = [message.id for message in thread if message.content][n_dropped:]
-    return seen[0] if n_dropped and seen else None
+    return n_dropped, [message for message in thread if message.content or message is thread[-1]][n_dropped:]

@@ -45,8 +45,9 @@ async def _page(request: Request[AppState], opened: Opened | None) -> Response:
     if plain.is_wanted(request):
         return await plain.page(request, opened)
     owner = owner_or_new(request)
-    found = await context(request, owner, opened)
-    accepted = language(request, await preferences_of(request))
+    preferred = await preferences_of(request)
+    found = await context(request, owner, preferred, opened)
+    accepted = language(request, preferred)
 
     def html() -> str:
         return render("chat.html", accepted, **found, **thread_context(request, opened))

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -25,7 +26,7 @@ from server.asking import question_key, question_text
 from server.body import MAX_BODY, read
 from server.engine.sequence import Finished
 from server.errors import Forbidden, InvalidRequest, NotFound, SparrowError
-from server.page import Opened, context, language, open_conversation, preferences_of, thread_context
+from server.page import Opened, can_forget, context, language, open_conversation, preferences_of, thread_context
 from server.places import Place
 from server.posts import answered, owner_or_new
 from server.records import Message
@@ -75,8 +76,9 @@ async def _whole(
 
 
 async def _render(request: Request[AppState], owner: str, opened: Opened | None, **said: object) -> str:
-    found = await context(request, owner, opened)
-    accepted = language(request, await preferences_of(request))
+    preferred = await preferences_of(request)
+    found = await context(request, owner, preferred, opened)
+    accepted = language(request, preferred)
     shown = {"streaming": None, "mark": "", "problem": None, "draft": "", **said}
     shown["is_text_browser"] = _is_text_browser(request)
     return await run_in_threadpool(
@@ -95,7 +97,8 @@ async def _streaming(request: Request[AppState], opened: Opened, log: AnswerLog)
         yield above
         async for part in _blocks(log):
             yield part
-        shown = {**_ending(log.finished, request.state["engine"].model.n_ctx), "form_token": form_token(request, owner)}
+        shown = _ending(log.finished, request.state["engine"].model.n_ctx)
+        shown |= {"form_token": form_token(request, owner), "can_forget": can_forget(opened.thread)}
         yield "</div></div>" + render("plain_end.html", accepted, answer=answer, **shown) + below
 
     return answered(request, StreamingResponse(body(), media_type="text/html", headers=HEADERS), owner)
@@ -162,12 +165,18 @@ async def ask(request: Request[AppState]) -> Response:
     form = await _form(request)
     try:
         _check(request, form)
-        text, key = question_text(form.get("text")), question_key(form.get("key"))
+        text = question_text(form.get("text"))
+        key = _key(question_key(form.get("key")), form.get("conversation", ""), text)
         place = Place(form.get("conversation") or None)
         begun = await request.state["answers"].ask(owner_of(request), place, text, key)
     except SparrowError as error:
         return await _refused(request, form, error)
     return _see(begun.conversation.id, begun.question.id)
+
+
+def _key(*parts: str) -> str:
+    """A browser that goes back shows a form that was sent: with other words it asks another question."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 Action = Callable[[Answers, str, Message], Awaitable[Message]]

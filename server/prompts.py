@@ -31,9 +31,9 @@ class Prompts:
 
     async def fit_to_go_on(self, context: Context, n_said: int, *, must: bool) -> Fitted:
         """The prompt of an answer that goes on: the one it began with, or one that forgets more when that leaves no
-        room. must: raise ContextOverflow when nothing does."""
+        room. must: raise ContextOverflow when nothing does, or for a word or two only: somebody asked for more."""
         prompt = await self.fit(context)
-        if len(prompt.tokens) + n_said < self._n_ctx:
+        if len(prompt.tokens) + n_said + (self._n_ctx // 32 if must else 0) < self._n_ctx:
             return prompt
         try:
             return await self.fit(context, n_said=n_said)

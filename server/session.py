@@ -17,7 +17,6 @@ COOKIE_S = 400 * 24 * 3600
 
 _SESSION = re.compile(r"[A-Za-z0-9_-]{22}")
 
-
 SINGLE = "single"
 """The one owner of --single-user; no cookie can say it, being too short."""
 

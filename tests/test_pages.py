@@ -75,7 +75,8 @@ def test_the_first_visit_gets_a_session_that_scripts_and_other_sites_cannot_use(
     cookie = reply.headers["set-cookie"]
     assert re.match(r"sparrow=[\w-]{22}; HttpOnly; .*SameSite=lax", cookie), cookie
     assert reply.headers["cache-control"] == "no-store"
-    assert "set-cookie" not in client.get("/").headers
+    again = client.get("/").headers["set-cookie"]
+    assert again == cookie and "Max-Age=34560000" in again, "who comes again keeps it for as long as from today"
 
 
 def test_a_forged_session_is_replaced(client: TestClient) -> None:

@@ -184,7 +184,10 @@ def test_only_forms_of_this_server_s_own_page_are_taken(demo_server: ServerProce
 def test_sent_twice_it_is_asked_once(browser: PlainBrowser) -> None:
     form = {**fields(browser.page("/?plain=1"), "messages"), "text": "Count from 1 to 5."}
     assert browser.page("/plain/messages", form).count("<article") == 2
-    assert browser.page("/plain/messages", form).count("<article") == 2
+    first = browser.address
+    assert browser.page("/plain/messages", form).count("<article") == 2 and browser.address == first
+    other = browser.page("/plain/messages", {**form, "text": "Count from 1 to 3."})  # Back, and other words
+    assert browser.address != first and text_of(main_of(other)).count("Count from 1 to 3.") >= 1
 
 
 def test_nothing_that_was_written_is_markup(browser: PlainBrowser) -> None:

@@ -2,7 +2,7 @@
 // Questions and answers: send, stop, go on, answer again.
 
 import { NEW_SETTINGS, box, newKey, place, remember, size, startEditing, stopEditing, stored, together, typed } from "./box.js";
-import { $, conversation, text as wording, words } from "./dom.js";
+import { $, $$, conversation, text as wording, words } from "./dom.js";
 import { list } from "./list.js";
 import { post } from "./net.js";
 import { toEnd } from "./scroll.js";
@@ -96,6 +96,8 @@ async function branch() {
 
 /** A new chat has become a conversation. @param {{id: string, url: string, title: string}} where */
 function enter({ id, url, title }) {
+  const chosen = stored(undefined, NEW_SETTINGS) ?? {};
+  for (const field of $$("#settings [data-chat]")) field.dataset.chat = chosen[field.getAttribute("name") ?? ""] ?? "";
   stored(null, NEW_SETTINGS);
   document.body.dataset.conversation = id;
   history.replaceState(null, "", url);
@@ -122,7 +124,7 @@ export async function retry(article) {
   const blocks = [$(".settled", article), $(".open", article)];
   const before = blocks.map((block) => [...block.childNodes]);
   const after = articles().slice(articles().indexOf(article) + 1);
-  const note = [$(".why", article).textContent ?? "", !$(".retry", article).hidden, !$(".continue", article).hidden];
+  const couldGoOn = !$(".continue", article).hidden;
   article.setAttribute("aria-busy", "true");
   explain($(".note", article));
   for (const block of blocks) block.replaceChildren();
@@ -134,7 +136,9 @@ export async function retry(article) {
   } catch (/** @type {any} */ error) {
     blocks.forEach((block, at) => block.replaceChildren(...before[at]));
     article.after(...after);
-    failed(article, note, error);
+    article.removeAttribute("aria-busy");
+    explain($(".note", article), error.message, true, couldGoOn);
+    say(error.message);
   }
 }
 
@@ -148,16 +152,10 @@ export async function goOn(article) {
     await post(`/answers/${article.dataset.id}/continue`, {});
     listen(article, 0);
   } catch (/** @type {any} */ error) {
-    settle(article, { status: "error", error });
+    const isFull = error.code === "context_length_exceeded"; // there was too little to forget
+    settle(article, { status: "error", error: isFull ? { code: "length", message: error.message } : error });
     $(".continue", article).hidden = !error.again;
   }
-}
-
-/** @param {HTMLElement} article @param {any[]} note what stood below it @param {import("./net.js").Failure} error */
-function failed(article, note, error) {
-  article.removeAttribute("aria-busy");
-  explain($(".note", article), error.message, true, note[2]);
-  say(error.message);
 }
 
 export function halt() {

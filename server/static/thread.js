@@ -36,11 +36,13 @@ export function explain(note, why = "", again = false, further = false) {
   note.hidden = !why;
 }
 
+/** The messages that say anything. */
+const said = () => articles().filter((article) => $(".text", article).textContent?.trim());
+
 /** A line above the first message that the last answer's model saw. @param {number} dropped messages before it */
 function showMemory(dropped) {
-  const said = articles().filter((article) => $(".text", article).textContent?.trim());
   $(".memory", messages)?.remove();
-  if (dropped && said[dropped]) said[dropped].before(copyOf("memory"));
+  if (dropped) said()[dropped]?.before(copyOf("memory"));
 }
 
 /** @param {number} used tokens */
@@ -72,11 +74,12 @@ function showNumbers(article, stats) {
 /** @param {HTMLElement} article @param {End} end */
 export function settle(article, { status, reason, error, dropped, stats }) {
   const used = stats ? stats.n_prompt + stats.n_completion : 0;
-  const limit = used >= nContext ? "length" : "limit";
+  const canForget = said().length - (dropped ?? 0) > 2; // more than the question and this answer
+  const limit = used < nContext ? "limit" : canForget ? "full" : "length";
   const why = error && status === "error" ? words(error.code) || error.message : words(reason === "length" ? limit : status);
   article.removeAttribute("aria-busy");
   const isCut = ["stopped", "interrupted"].includes(status);
-  explain($(".note", article), why, isCut || status === "error", isCut || (reason === "length" && limit === "limit"));
+  explain($(".note", article), why, isCut || status === "error", isCut || (reason === "length" && limit !== "length"));
   if (dropped !== undefined) showMemory(dropped);
   if (stats) {
     showNumbers(article, stats);

@@ -167,6 +167,16 @@ def test_a_memory_that_is_full_says_so_before_and_after_a_reload(new_page: NewPa
             expect(button(page, "Continue")).to_be_hidden()
             expect(page.get_by_role("meter")).to_have_attribute("aria-valuenow", "160")
             page.reload()
+        button(page, "New chat").click()
+        say_and_wait(page, "Count from 1 to 3.", "1, 2, 3")
+        say(page, COUNT)
+        for _ in range(2):
+            expect(note(page)).to_contain_text("To go on, it forgets what is oldest.", timeout=SLOW)
+            expect(button(page, "Continue")).to_be_visible()
+            page.reload()
+        button(page, "Continue").click()
+        expect(note(page)).to_contain_text("Start a new chat to go on.", timeout=SLOW)
+        expect(button(page, "Continue")).to_be_hidden()
 
 
 def test_a_question_is_sent_once_however_hastily(page: Page) -> None:
