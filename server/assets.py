@@ -50,9 +50,11 @@ class Asset:
 
 @cache
 def assets() -> dict[str, Asset]:
-    """Every file of static/ by its name: 130 KB, read at the first request."""
+    """Every file of static/ by its name: 130 KB, read at the first request. What editors and systems leave is none."""
     found = {}
     for path in STATIC.iterdir():
+        if path.suffix not in TYPES:
+            continue
         content = path.read_bytes()
         small = gzip.compress(content, mtime=0)
         found[path.name] = Asset(TYPES[path.suffix], content, small if len(small) < len(content) else None)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from server import errors, i18n
+from server import errors, i18n, templating
 from server.assets import assets
 from server.engine.engine import ModelInfo
 from server.engine.sampling import SamplingParams
@@ -28,10 +28,12 @@ def page(language: str, model: ModelInfo = MODEL) -> str:
         query="",
         thread=(),
         memory_begins=None,
+        can_forget=False,
         context_used=None,
         preferences=Preferences(),
         official=SamplingParams(),
         form_token="token",
+        form_key="key",
     )
 
 
@@ -81,8 +83,8 @@ def test_the_readers_first_language_that_there_is(header: str, language: str) ->
 def test_a_chinese_reader_gets_a_chinese_page() -> None:
     chinese = page("zh-CN,zh;q=0.9")
     assert '<html lang="zh-Hans" ' in chinese
-    for name in ("消息", "发送", "停止", "新对话", "重试"):
-        assert name in chinese
+    names = "消息 发送 停止 新对话 重试 编辑 重新生成 继续 复制 删除 搜索 设置 导出 导入"
+    assert [name for name in names.split() if not re.search(f'[">]{name}["<]', chinese)] == []
     # What is left in Latin letters is the page's own code and the model's name.
     words = re.sub(r"<[^>]*>|{\w+}", " ", chinese.replace("Qwen2.5-0.5B-Instruct", "").replace("IQ4_NL", ""))
     ours = {
@@ -120,6 +122,23 @@ def test_a_catalogue_is_read_with_continuations_and_escapes(tmp_path: Path) -> N
     assert catalogue.gettext("untranslated") == "untranslated"
 
 
+def test_a_language_is_added_by_adding_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "de.po").write_text(
+        'msgid ""\nmsgstr "Language: de\\nX-Name: Deutsch\\n"\n\nmsgid "Send"\nmsgstr "Senden"\n'
+    )
+    monkeypatch.setattr(i18n, "LOCALE", tmp_path)
+    known = (i18n.load, templating._catalogues, templating._environments)
+    for function in known:
+        function.cache_clear()
+    try:
+        german, english = page("de-AT,en;q=0.5"), page("en")
+    finally:
+        for function in known:
+            function.cache_clear()
+    assert '<html lang="de" ' in german and 'aria-label="Senden"' in german and "Senden" not in english
+    assert '<option value="de" lang="de">Deutsch</option>' in english
+
+
 def test_a_line_that_is_not_understood_is_named(tmp_path: Path) -> None:
     path = tmp_path / "xx.po"
     path.write_text('msgid "a"\nmsgctxt "b"\n')
@@ -137,6 +156,13 @@ def test_the_first_visit_stays_light() -> None:
     print("first visit, bytes:", parts, "together", sum(parts.values()))
     assert {"main.js", "chat.css", "stream.js"} <= set(parts)
     assert sum(parts.values()) < 60_000
+
+
+def test_what_an_editor_leaves_beside_the_files_is_not_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.assets.STATIC", tmp_path)
+    for name in ("chat.css", "chat.css~", ".chat.css.swp", ".DS_Store"):
+        (tmp_path / name).write_text("p {}")
+    assert set(assets.__wrapped__()) == {"chat.css"}
 
 
 def test_every_module_that_the_page_needs_is_named_in_its_head() -> None:

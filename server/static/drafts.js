@@ -9,7 +9,7 @@ import { isBusy } from "./thread.js";
 const PAUSE_MS = 300;
 const sign = $("#reading");
 const savesData = () => /** @type {any} */ (navigator).connection?.saveData === true;
-const isWanted = () => "readsDrafts" in document.body.dataset && !savesData() ;
+const isWanted = () => "readsDrafts" in document.body.dataset && !savesData();
 let timer = 0;
 let last = "";
 

@@ -9,7 +9,7 @@ import { get, post, why } from "./net.js";
 
 /** @typedef {HTMLInputElement | HTMLTextAreaElement} Field */
 
-const MOST_BYTES = 50 * 1024 * 1024;
+const MOST_BYTES = 50_000_000; // as server/transfers.py
 const dialog = /** @type {HTMLDialogElement} */ ($("#settings"));
 const form = /** @type {HTMLFormElement} */ ($("form", dialog));
 const fields = /** @type {Field[]} */ ($$("[data-kind]", form));

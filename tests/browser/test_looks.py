@@ -66,6 +66,10 @@ def test_a_phone_holds_it_in_one_hand(new_page: NewPage, demo_server: ServerProc
     expect(busy(page)).to_have_count(0, timeout=SLOW)
     assert written(page) == HUNDRED and fits(page)
     shot(page, "phone-conversation")
+    width = page.evaluate("() => innerWidth")
+    page.set_viewport_size({"width": width, "height": 380})  # its keyboard is there
+    place = box(page).bounding_box()
+    assert place and place["y"] >= 0 and place["y"] + place["height"] <= 380 and fits(page)
     for name in ("Send", "New chat", "Conversations"):
         size = button(page, name).bounding_box()
         assert size and min(size["width"], size["height"]) >= 44, (name, size)
@@ -155,8 +159,13 @@ def test_the_names_that_stay(page: Page) -> None:
     expect(page.locator('article[data-role="user"]')).to_have_count(1)
     expect(busy(page)).to_have_count(0, timeout=SLOW)
     expect(page.locator('article[data-role="assistant"]')).not_to_have_attribute("aria-busy", re.compile(""))
-    for name in ("Send", "New chat"):
-        expect(button(page, name)).to_have_count(1)
+    expect(box(page)).to_have_count(1)
+    for name, n in {"Send": 1, "New chat": 1, "Edit": 1, "Regenerate": 1, "Copy": 2, "Delete": 2}.items():
+        expect(button(page, name)).to_have_count(n)
+    expect(page.get_by_role("searchbox", name="Search", exact=True)).to_be_visible()
+    button(page, "Settings").click()
+    expect(page.get_by_role("link", name="Export", exact=True)).to_be_visible()
+    expect(button(page, "Import")).to_be_visible()
 
 
 def test_all_of_it_by_keyboard_with_visible_focus(page: Page) -> None:
