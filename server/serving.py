@@ -128,5 +128,6 @@ def serve(settings: Settings, bound: socket.socket, model_path: Path, *, is_demo
         except KeyboardInterrupt:  # uvicorn raises it again once everything has ended
             print("\nStopped.")
         if loading.error is not None:
+            print(flush=True)  # behind "Loading …"
             raise loading.error
     return 0 if server.started else 1
