@@ -9,7 +9,7 @@ from playwright.sync_api import expect
 
 from tests.browser.chat import answers, button
 from tests.browser.conftest import NewPage, Shot
-from tests.browser.test_lists import begin, links, menu
+from tests.browser.test_conversation_list import begin, links, menu
 from tests.server_process import ServerProcess
 
 
