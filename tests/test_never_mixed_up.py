@@ -6,6 +6,7 @@ slot: whatever is mixed up, somebody is called by a name that is not theirs.
 
 from __future__ import annotations
 
+import http.client
 import random
 import secrets
 import sqlite3
@@ -16,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import pytest
 
@@ -27,6 +27,8 @@ from tests.test_people import FILLERS, NAMES
 N_ROUNDS = 25
 LONG = "Count from 1 to 60."
 MAX_S = 60.0
+GONE = (OSError, http.client.HTTPException)
+"""What a client meets when the server is killed; urllib's errors are OSErrors."""
 
 
 class Person:
@@ -75,7 +77,7 @@ class Person:
         while True:
             try:
                 return self._browser.post(path, body)
-            except (URLError, OSError):
+            except GONE:
                 assert time.monotonic() < deadline, "nobody answers"
                 time.sleep(0.1)
 
@@ -87,7 +89,7 @@ class Person:
             try:
                 with self._browser.open(f"/answers/{answer}/events") as events:
                     events.read1(self._rng.choice([1, 100, 10_000]))
-            except OSError:
+            except GONE:
                 time.sleep(0.1)
         return found[1]
 
