@@ -83,10 +83,18 @@ async function keep(where, changes) {
 /** @param {Record<string, unknown>} settings */
 const withoutNull = (settings) => Object.fromEntries(Object.entries(settings).filter(([, value]) => value !== null));
 
+/** What a reset puts into a field: nothing, or, in a chat, the official number that another default hides. */
+/** @param {Field} field @param {string} where */
+function official({ dataset }, where) {
+  const isHidden = where === "chat" && dataset.kind === "number" && dataset.default && dataset.default !== dataset.official;
+  return (isHidden && dataset.official) || "";
+}
+
 async function reset() {
   const where = scope();
-  await keep(where, Object.fromEntries(fields.map(({ name }) => [name, null])));
-  for (const field of fields) field.dataset[where] = "";
+  const values = fields.map((field) => [field.name, official(field, where)]);
+  await keep(where, Object.fromEntries(values.map(([name, value]) => [name, value === "" ? null : Number(value)])));
+  for (const field of fields) field.dataset[where] = official(field, where);
   fill();
 }
 

@@ -71,6 +71,12 @@ def test_a_default_holds_for_every_conversation_but_for_those_with_their_own(pag
     expect(page.get_by_label("Temperature")).to_have_value("0")
     expect(page.get_by_label("Temperature")).to_have_attribute("placeholder", "0.5")
     expect(page.get_by_label("Seed")).to_have_attribute("placeholder", "7")
+    button(page, "Official values").click()  # the model's, here, whatever the default is
+    expect(page.get_by_label("Temperature")).to_have_value("0.2")
+    expect(page.get_by_label("Top k")).to_have_value("")
+    page.reload()
+    settings(page)
+    expect(page.get_by_label("Temperature")).to_have_value("0.2")
     page.get_by_text("Every conversation", exact=True).click()
     expect(page.get_by_label("Temperature")).to_have_value("0.5")
     button(page, "Official values").click()
