@@ -110,7 +110,7 @@ def test_a_long_chat_stays_smooth_while_it_grows(new_page: NewPage, grown: Serve
         new PerformanceObserver((list) => window.long.push(...list.getEntries().map((task) => task.duration)))
             .observe({type: "longtask"});
     }""")
-    rounds = []
+    rounds = list[Any]()
     while [] not in rounds and len(rounds) < 8:  # what other programs do meanwhile is no fault of the page
         page.evaluate("() => window.long = []")
         say(page, "Count from 1 to 20.")
