@@ -20,7 +20,6 @@ from server.drafts import MAX_DRAFTS
 from server.engine.loader import open_engine
 from server.settings import Settings
 from tests.event_source import Browser, EventSource
-from tests.page_reader import articles
 from tests.server_process import ServerProcess
 
 N_CTX = 1024
@@ -92,9 +91,10 @@ def test_a_draft_that_grew_reuses_what_was_read_of_it(client: TestClient, tmp_pa
 
 def test_after_an_answer_the_next_questions_prefix_is_read(client: TestClient, tmp_path: Path) -> None:
     """A random model's tokens are not those in which its text is written: otherwise the answer would be read again."""
-    conversation = answered(client, "Hello")["conversation"]
-    question, answer = articles(client.get(conversation["url"]).text)
-    said = [ChatMessage("user", question.text), ChatMessage("assistant", answer.text)]
+    asked = answered(client, "Hello")
+    conversation = asked["conversation"]
+    written = client.get(f"/messages/{asked['answer']}/text").content.decode()  # as HTML, a NUL would be another letter
+    said = [ChatMessage("user", "Hello"), ChatMessage("assistant", written)]
     n_said = len(client.app_state["chat"].prompt(said, opening=False))
     _, n_reused = usage(tmp_path, answered(client, "And?", conversation["id"])["answer"])
     assert n_reused >= n_said
