@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import bench_busy
 import bench_client
 import bench_machine
 import bench_page
@@ -35,6 +36,8 @@ class Sizes:
     n_running: int = 700
     """Of the stream beside which the newcomer's prompt is read; what is too much of it is not waited for."""
     n_cancelled: int = 1500
+    n_reading: int = 4000
+    """Of prompts that are read while small requests come: one, where a slot holds so many tokens."""
     n_streams: int = 8
     """Streams, when several run together."""
     cancel_s: float = 0.5
@@ -96,7 +99,7 @@ def _one(guest: Guest) -> Figures:
     sizes, load_s = guest.sizes, guest.server.load_s
     guest.chat(guest.prompt(sizes.n_short), min(8, sizes.n_tokens))  # bench_raw does so too: first steps touch memory
     short = guest.chat(guest.prompt(sizes.n_short), sizes.n_tokens)
-    long = guest.chat(guest.prompt(sizes.n_long), 1)
+    long = guest.chat(guest.prompt(sizes.n_long), 4)  # random weights may say a token first that has no letter
     figures = {
         "n_prompt": float(short.n_prompt),
         "first_token_ms": short.first_token_s * 1e3,
@@ -169,6 +172,13 @@ def _newcomer(guest: Guest) -> Figures:
     return figures
 
 
+def _busy(guest: Guest) -> Figures:
+    sizes, n_most = guest.sizes, bench_busy.longest_prompt(guest.client)
+    streams = [guest.prompt(sizes.n_short) for _ in range(sizes.n_streams)]
+    reading = [guest.prompt(min(n_most, sizes.n_reading - at)) for at in range(0, sizes.n_reading, n_most)]
+    return bench_busy.small_requests(guest.client, streams, sizes.n_running, reading)
+
+
 def _cancel(guest: Guest) -> Figures:
     connection = guest.client.send(guest.prompt(guest.sizes.n_cancelled), 64)
     time.sleep(guest.sizes.cancel_s)
@@ -208,6 +218,12 @@ SCENARIOS = {
         Scenario("warm", "the next message of a long chat", _as_guest(_warm)),
         Scenario("typing", "the same, with its draft read during a pause in typing", _as_guest(_typing)),
         Scenario("newcomer", "a long prompt arrives beside a running stream", _as_guest(_newcomer)),
+        Scenario(
+            "busy",
+            "/health and the page beside 8 streams and a prompt of 4,000 tokens; needs --slots 9 --ctx 4608",
+            _as_guest(_busy),
+            can=lambda side: side.has_our_page,
+        ),
         Scenario("restart", "the next message after a restart", _restart, can=lambda side: side.can_restart),
         Scenario("cancel", "a client leaves inside a long prompt", _as_guest(_cancel)),
         Scenario("memory", "memory at peak and idle", _as_guest(_memory)),

@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import apart
 import bench_client
 import bench_machine
 from bench_client import Client
 
+from server import vetting
 from server.errors import UsageError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -56,9 +58,13 @@ def sparrow(model: Path, *, n_ctx: int, n_slots: int, n_threads: int) -> Program
     """This checkout's server."""
     flags = ["--model", str(model.resolve()), "--ctx", str(n_ctx), "--slots", str(n_slots)]
     flags += ["--threads", str(n_threads), "--no-browser"]
-    return Program(
-        "serve.py", lambda port, folder: [*SERVE, *flags, "--port", str(port), "--data-dir", str(folder / "data")]
-    )
+
+    def command(port: int, folder: Path) -> list[str]:
+        vetting.vouch(model, folder / "data")  # only a file's first start tries it out
+        _copy_once(model, folder / "data" / apart.COPIES)
+        return [*SERVE, *flags, "--port", str(port), "--data-dir", str(folder / "data")]
+
+    return Program("serve.py", command)
 
 
 def llama_server(binary: Path, model: Path, *, n_ctx: int, n_slots: int, n_threads: int) -> Program:
@@ -66,6 +72,13 @@ def llama_server(binary: Path, model: Path, *, n_ctx: int, n_slots: int, n_threa
     flags = ["-m", str(model.resolve()), "-t", str(n_threads), "-np", str(n_slots), "-c", str(n_ctx * n_slots)]
     flags += ["-fa", "on", "--no-webui", "--host", "127.0.0.1"]
     return Program("llama-server", lambda port, _folder: [str(binary), *flags, "--port", str(port)])
+
+
+def _copy_once(model: Path, copies: Path) -> None:
+    """And only its first start here copies it, for all that follow."""
+    kept = model.resolve().parent / ".copies"
+    if model.exists() and apart.prepared(model, kept) != model and not copies.exists():
+        copies.symlink_to(kept)
 
 
 @contextmanager

@@ -15,25 +15,42 @@ import folder
 from folder import megabytes
 from tqdm import tqdm
 
-from server import gguf_file
+from server import gguf_copy, gguf_file
 from server.engine import quantizer
+from server.engine.table import ARCHITECTURES
 from server.errors import UsageError
-from server.gguf_file import OUTPUT, TOKEN_EMBD, GGUFFile
+from server.gguf_file import OUTPUT, TOKEN_EMBD, GGUFFile, Tensor
 
 UNQUANTIZED = {"F32", "F16", "BF16"}
+TABLE = {"IQ4_NL": "Q8_0"}
+"""For these, token_embd.weight is made the type given here, and the output layer that a tied model makes of it the same
+type as all else: the server computes the best logits again from the table (server/engine/table.py)."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a quantization will make, known before it starts. n_bytes: the result's size."""
+    """What a quantization will make, known before it starts. n_bytes: the result's size.
+
+    has_duplicate: output.weight repeats token_embd.weight. is_apart: each gets its own type, see TABLE; otherwise a
+    duplicate goes.
+    """
 
     source: GGUFFile
     target: Path
     quant: str
     embedding: str | None
-    drops_output: bool
+    has_duplicate: bool
+    is_apart: bool
     n_bytes: int
     fallbacks: dict[tuple[str, str], int]
+
+    @property
+    def drops_output(self) -> bool:
+        return self.has_duplicate and not self.is_apart
+
+    @property
+    def adds_output(self) -> bool:
+        return self.is_apart and not self.has_duplicate
 
 
 def quantize(
@@ -65,19 +82,22 @@ def quantize(
 
 
 def make_plan(source: Path, target: Path, quant: str, token_embedding_type: str | None = None) -> Plan:
-    """Ask llama.cpp for a dry run, on the header alone where the duplicate output.weight is to go."""
+    """Ask llama.cpp for a dry run, on the header alone where the result has other tensors than the source."""
     quant = quantizer.file_type(quant)
     embedding = quantizer.embedding_type(token_embedding_type) if token_embedding_type else None
     file = gguf_file.read(source)
     _refuse(file, target, embedding)
-    drops = gguf_file.has_duplicate_output(file)
+    has_duplicate = gguf_copy.has_duplicate_output(file)
+    is_apart = not embedding and _goes_apart(file, quant, has_duplicate)
+    embedding = TABLE[quant] if is_apart else embedding
+    change = gguf_copy.with_output if is_apart else gguf_copy.without_output
+    tensors = change(file) if is_apart or has_duplicate else list(file.tensors)
     skeleton = Path(f"{target}.skeleton.partial")
     try:
-        if drops:
-            with skeleton.open("wb") as out:
-                gguf_file.write_skeleton(file, OUTPUT, out)
-        seen = skeleton if drops else source
-        report = quantizer.run(quantizer.Job("dry run", seen, quant=quant, token_embedding_type=embedding))
+        with skeleton.open("wb") as out:
+            gguf_copy.write_skeleton(file, tensors, out)
+        output_type = quant if is_apart else None
+        report = quantizer.run(quantizer.Job("dry run", skeleton, Path(), quant, embedding, output_type))
     finally:
         skeleton.unlink(missing_ok=True)
     if report.needs_matrix:
@@ -85,10 +105,17 @@ def make_plan(source: Path, target: Path, quant: str, token_embedding_type: str 
             f"--quant {quant} needs an importance matrix, which Sparrow has not: take Q2_K, IQ3_S or a larger one."
         )
     types = {name: text.upper() for name, text in report.types.items()}
-    n_bytes = file.data_start + sum(
-        _size(tensor, types[tensor.name]) for tensor in file.tensors if tensor.name in types
+    n_bytes = file.data_start + sum(_size(tensor, types[tensor.name]) for tensor in tensors if tensor.name in types)
+    return Plan(
+        file, target, quant, embedding or types.get(TOKEN_EMBD), has_duplicate, is_apart, n_bytes, report.fallbacks
     )
-    return Plan(file, target, quant, embedding or types.get(TOKEN_EMBD), drops, n_bytes, report.fallbacks)
+
+
+def _goes_apart(file: GGUFFile, quant: str, has_duplicate: bool) -> bool:
+    table = file.tensor(TOKEN_EMBD)
+    is_tied = has_duplicate or file.tensor(OUTPUT) is None
+    is_known = quant in TABLE and file.meta["general.architecture"] in ARCHITECTURES
+    return is_known and is_tied and table is not None and table.shape[0] % _layout(quant).n_block == 0
 
 
 def _refuse(file: GGUFFile, target: Path, embedding: str | None) -> None:
@@ -121,47 +148,66 @@ def _size(tensor: gguf_file.Tensor, name: str) -> int:
 def _write(plan: Plan, partial: Path, n_threads: int, max_buffer_bytes: int) -> int:
     """Quantize into `partial`; returns the peak memory in bytes.
 
-    A duplicate is made as small as can be and then left out, rather than first written out of the source: the source's
-    copy would be the larger one by far. Its type no longer decides that of token_embd.weight, so that is given.
+    A duplicate that goes is made as small as can be and then left out: a copy of the source without it would be far
+    larger. Its type no longer decides that of token_embd.weight, so that is given.
     """
-    output = plan.source.tensor(OUTPUT) if plan.drops_output else None
-    spare = "Q4_0" if output and output.shape[0] % _layout("Q4_0").n_block == 0 else "F16"
-    extra = plan.n_bytes + _size(output, spare) if output else 0
-    folder.need_room(partial.parent, plan.n_bytes + extra, "The quantized model")
-    made = Path(f"{plan.target}.full.partial") if output else partial
+    added, made = Path(f"{plan.target}.source.partial"), Path(f"{plan.target}.full.partial")
+    output_type = _spare_type(plan) if plan.drops_output else plan.quant if plan.is_apart else None
+    folder.need_room(partial.parent, plan.n_bytes + _n_bytes_beside(plan), "The quantized model")
     job = quantizer.Job(
         "quantize",
-        plan.source.path,
-        made,
+        added if plan.adds_output else plan.source.path,
+        made if plan.drops_output or plan.is_apart else partial,
         plan.quant,
         plan.embedding,
-        spare if output else None,
+        output_type,
+        plan.is_apart,
         n_threads,
         max_buffer_bytes,
     )
     try:
+        if plan.adds_output:
+            copy(plan.source, gguf_copy.with_output(plan.source), added)
         with tqdm(total=len(plan.source.tensors), unit="tensor", disable=None, leave=False) as bar:
             report = quantizer.run(job, lambda n, _total, name: bar.update(n - bar.n) or bar.set_postfix_str(name))
-        if output:
-            leave_out(gguf_file.read(made), OUTPUT, partial)
+        added.unlink(missing_ok=True)
+        if job.target == made:
+            file = gguf_file.read(made)
+            copy(file, gguf_copy.table_last(file.tensors) if plan.is_apart else gguf_copy.without_output(file), partial)
     finally:
-        if output:
-            made.unlink(missing_ok=True)
+        added.unlink(missing_ok=True)
+        made.unlink(missing_ok=True)
     return report.peak_bytes
 
 
-def leave_out(file: GGUFFile, name: str, partial: Path) -> None:
-    """Copy the file without one tensor. Raises UsageError when the disk is full."""
+def _spare_type(plan: Plan) -> str:
+    """The smallest that the duplicate can have."""
+    output = plan.source.tensor(OUTPUT)
+    return "Q4_0" if output and output.shape[0] % _layout("Q4_0").n_block == 0 else "F16"
+
+
+def _n_bytes_beside(plan: Plan) -> int:
+    """Of the files that are there for a while: the source with the duplicate it lacks, the result as it is made."""
+    table, output = plan.source.tensor(TOKEN_EMBD), plan.source.tensor(OUTPUT)
+    if plan.drops_output and output:
+        return plan.n_bytes + _size(output, _spare_type(plan))
+    if plan.adds_output and table:
+        return max(plan.source.path.stat().st_size + table.n_bytes, plan.n_bytes)
+    return plan.n_bytes if plan.is_apart else 0
+
+
+def copy(file: GGUFFile, tensors: list[Tensor], partial: Path) -> None:
+    """The file with these tensors. Raises UsageError when the disk is full."""
     try:
         with partial.open("wb") as out:
-            gguf_file.write_without(file, name, out)
+            gguf_copy.write(file, tensors, out)
     except OSError as error:
         raise UsageError(f"{partial} can't be written: {error.strerror}.") from None
 
 
 def _check(made: Path, plan: Plan) -> None:
     """Read back what was written: the header, every tensor's place, and each block of weights by llama.cpp."""
-    n_tensors = len(plan.source.tensors) - plan.drops_output
+    n_tensors = len(plan.source.tensors) - plan.drops_output + plan.adds_output
     found = len(gguf_file.read(made).tensors)
     if found != n_tensors:
         raise UsageError(f"{made} has {found} tensors and should have {n_tensors}: the disk or the memory is faulty.")
@@ -171,12 +217,12 @@ def _check(made: Path, plan: Plan) -> None:
 def drop_duplicate(path: Path) -> bool:
     """Take output.weight out of a file in which it is token_embd.weight again. The folder must be held."""
     file = gguf_file.read(path)
-    if not gguf_file.has_duplicate_output(file):
+    if not gguf_copy.has_duplicate_output(file):
         return False
     partial = Path(f"{path}.partial")
     folder.need_room(path.parent, path.stat().st_size, "The copy without the duplicate")
     try:
-        leave_out(file, OUTPUT, partial)
+        copy(file, gguf_copy.without_output(file), partial)
         quantizer.run(quantizer.Job("verify", partial))
         before, after = path.stat().st_size, partial.stat().st_size
         folder.put_in_place(partial, path)
@@ -191,6 +237,10 @@ def _summarize(plan: Plan, seconds: float, peak: int) -> None:
     size = megabytes(plan.target.stat().st_size)
     rate = f"{made.bits_per_weight:.2f} bits per weight"
     print(f"{plan.target}: {size}, {rate}, made in {seconds:.0f} s with {megabytes(peak)} of memory at most.")
+    if plan.is_apart:
+        print(
+            f"{OUTPUT} is {TOKEN_EMBD} once more, smaller: the server computes the best logits again from the latter."
+        )
     if plan.drops_output:
         print(f"Dropped {OUTPUT}: it was {TOKEN_EMBD} bit by bit.")
     if plan.fallbacks:

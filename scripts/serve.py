@@ -1,5 +1,6 @@
 """Serve the chat page and the API: python3 scripts/serve.py [--demo]. The first start sets everything up."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -17,12 +18,13 @@ if __name__ == "__main__":
     console.refuse_mistakes(load)  # now, not after minutes of setting up
     bootstrap.enter()
 
+import apart
 import folder
 import manifest
 import quantize
 from folder import megabytes
 
-from server import gguf_file, serving
+from server import gguf_file, logs, serving, vetting
 from server.engine import quantizer
 from server.errors import UsageError
 
@@ -41,19 +43,13 @@ def choose(settings: Settings) -> Path:
     """The file to serve, made or fetched first where it is not there. Raises UsageError when there is no way to it."""
     models = settings.models_dir or manifest.MODELS
     if settings.model:
-        return _checked(settings.model)
+        vetting.vet(settings.model, settings.data_dir)
+        return settings.model
     if settings.demo:
         return _demo(models, quantizer.file_type(settings.quant or DEMO_QUANT), settings.threads)
     if settings.prequantized:
         return _official(settings, models, settings.quant or OFFICIAL_QUANT)
     return _quantized(settings, models, quantizer.file_type(settings.quant or QUANT))
-
-
-def _checked(model: Path) -> Path:
-    """A file of the person's own, looked at in another process: llama.cpp ends the one in which it finds nonsense."""
-    gguf_file.read(model)
-    quantizer.run(quantizer.Job("probe", model))
-    return model
 
 
 def _demo(models: Path, quant: str, n_threads: int) -> Path:
@@ -66,9 +62,12 @@ def _demo(models: Path, quant: str, n_threads: int) -> Path:
 
 def _official(settings: Settings, models: Path, quant: str) -> Path:
     target = models / manifest.official(quant).name
-    if not target.exists():
+    if target.exists():
+        vetting.vet(target, settings.data_dir)
+    else:
         _fetch(settings, models, "--quant", quant, "--drop-duplicate")
-    gguf_file.read(target)
+        gguf_file.read(target)
+        vetting.vouch(target, settings.data_dir)
     return target
 
 
@@ -76,7 +75,7 @@ def _quantized(settings: Settings, models: Path, quant: str) -> Path:
     source = models / manifest.official("fp16").name
     target = quantize.default_target(source, quant)
     if target.exists():
-        gguf_file.read(target)
+        vetting.vet(target, settings.data_dir)
         return target
     fetched = not source.exists()
     if fetched:
@@ -84,6 +83,10 @@ def _quantized(settings: Settings, models: Path, quant: str) -> Path:
     with folder.alone(models):
         if not target.exists():
             quantize.quantize(source, target, quant, n_threads=settings.threads)
+    if fetched:
+        vetting.vouch(target, settings.data_dir)
+    else:  # what is odd in a source is odd in what is made of it
+        vetting.vet(target, settings.data_dir)
     if fetched and source.exists():  # another start may have been here
         _keep_or_delete(source)
     return target
@@ -113,8 +116,12 @@ def _keep_or_delete(source: Path) -> None:
 
 def main(argv: list[str]) -> int:
     settings = load(argv)
+    logs.configure(as_json=settings.log_json)
     with serving.bind(settings) as bound:  # a taken port is told now, not after the download
-        return serving.serve(settings, bound, choose(settings), is_demo=settings.demo)
+        with logs.printed():
+            model = apart.prepared(choose(settings), settings.data_dir / apart.COPIES)
+        os.umask(0o077)  # from here on it is what people say that is written
+        return serving.serve(settings, bound, model, is_demo=settings.demo)
 
 
 if __name__ == "__main__":

@@ -12,14 +12,17 @@ CHECKS = {
     "format": ["ruff", "format", "--check"],
     "types": ["mypy"],
 }
+PARALLEL = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder"]
+"""A process per core, a file in one of them, and the browser's files last: most tests wait for a server or a page."""
 
 
 def main(arguments: "list[str]") -> int:
-    """The checks first, then pytest, whose closing lines stay the last ones; 1 when anything failed."""
+    """The checks first, then pytest, whose closing lines stay the last ones; 1 when anything failed. With arguments the
+    tests run in one process, where -s and --pdb can be used."""
     failed = [name for name, command in CHECKS.items() if _run(name, command) != 0]
     if failed:
         print(f"\nFAILED before the tests: {', '.join(failed)}", flush=True)
-    tests = _run("tests", ["pytest", *arguments])
+    tests = _run("tests", ["pytest", *(arguments or PARALLEL)])
     return tests or int(bool(failed))
 
 

@@ -3,6 +3,7 @@
 delta  {"settled"?, "open"?, "tail"?, "text"?}   see server.live.Patch: a field that is not there changes nothing
 reset  {"settled", "open"}                       all that is written: forget what was shown
 wait   {"queue", "read", "left_s"}               before the first word: place in the queue, part of the prompt read
+       {"loading", "left_s"}                     the same while the model, unloaded when idle, is loaded again
 end    {"status", "reason", "error", "dropped", "stats"}
 """
 
@@ -87,15 +88,23 @@ class Waiting:
         reading = self._log.reading()
         if reading is None:
             return None
-        read = round(reading.n_done / max(1, reading.n_prompt), 3)
-        told = {"queue": reading.place, "read": read, "left_s": self._left_s(now, reading)}
+        told = self._of(reading, now)
         if told == self._told:
             return None
         self._told = told
         return told
 
+    def _of(self, reading: Reading, now: float) -> dict[str, Any]:
+        if reading.loading_s is not None:
+            return {"loading": True, "left_s": round(reading.loading_s, 1)}
+        read = round(reading.n_done / max(1, reading.n_prompt), 3)
+        return {"queue": reading.place, "read": read, "left_s": self._left_s(now, reading)}
+
     def _left_s(self, now: float, reading: Reading) -> float | None:
-        """As long as the rest takes at the speed since reading began; None while nobody can tell."""
+        """The engine's own estimate, which knows who else is there; else as long as the rest takes at the speed since
+        reading began. None while nobody can tell."""
+        if reading.left_s is not None:
+            return round(reading.left_s, 1)
         if reading.place:
             return None
         self._began = self._began or (now, reading.n_done)

@@ -35,6 +35,9 @@ log = logging.getLogger("sparrow.answers")
 SAVE_S = 0.4
 """Seconds of an answer that a crash may take."""
 
+RETRY_S = 1.0
+"""Seconds until an answer that could not be saved is tried again."""
+
 MAX_RESUMED = 3
 """How often an answer goes on without being asked to: one that ends the server must not do so for ever."""
 
@@ -52,6 +55,7 @@ class Answers:
         self._running: dict[int, Run] = {}
         self._keepers: set[asyncio.Task[None]] = set()
         self._revival = asyncio.Lock()
+        self._closing = asyncio.Event()
         self._asking: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
 
     async def ask(self, owner: str, place: Place, text: str, key: str) -> Exchange:
@@ -65,7 +69,7 @@ class Answers:
             return await self._store.exchange(owner, key) or await self._ask(owner, place, text, key)
 
     async def _ask(self, owner: str, place: Place, text: str, key: str) -> Exchange:
-        with self._claim(place.conversation_id):
+        with self._claim(place.conversation_id), self._engine.expecting():
             context = await self._store.read(places.before_question, owner, place)
             prompt = await self._prompts.fit(context, text)
             exchange = await self._store.begin(
@@ -85,7 +89,7 @@ class Answers:
         """Begin another answer to the same question, beside the old one; a question's own id will do. Raises what
         `ask` raises."""
         old = await self._store.message(owner, message_id)
-        with self._claim(old.conversation_id):
+        with self._claim(old.conversation_id), self._engine.expecting():
             context = await self._store.read(places.up_to, owner, message_id)
             if old.role == "assistant":
                 context = replace(context, history=context.history[:-1])
@@ -102,7 +106,7 @@ class Answers:
         Raises what `ask` raises; ContextOverflow, too, when there is no room behind an answer that was too long.
         """
         old = await self._store.message(owner, answer_id)
-        with self._claim(old.conversation_id):
+        with self._claim(old.conversation_id), self._engine.expecting():
             old = await self._store.message(owner, answer_id)
             if not may_go_on(old) or await self._store.read(branches.newest_leaf, answer_id) != answer_id:
                 raise Conflict(f"Message {answer_id} can't go on: only a last answer that was cut off can.")
@@ -153,6 +157,7 @@ class Answers:
 
     async def close(self) -> None:
         """Interrupt what is being written and save it. Call it before the store closes; the engine may be closed."""
+        self._closing.set()
         for answer in self._running.values():
             answer.cancel()
         if self._keepers:
@@ -198,10 +203,11 @@ class Answers:
                 last_saved = answer.log.last
                 await self._save(answer)
         end = answer.finished.result()
+        kept = ending(end, answer.log.text, answer.stopped)
         try:
             if end.reason != "stop":  # it may go on from its last token
                 await self._save(answer)
-            await self._store.finish(answer.message.id, ending(end, answer.log.text, answer.stopped))
+            await self._store.finish(answer.message.id, kept)
         except StoreFailed as error:
             log.error("answer %d could not be saved: %s", answer.message.id, error.message)
             end = Finished("error", end.usage, error)
@@ -209,15 +215,28 @@ class Answers:
             del self._running[answer.message.id]
             self._busy.discard(answer.message.conversation_id)
             answer.log.append(end)
-        if end.reason in ("stop", "length"):
+        if isinstance(end.error, StoreFailed):
+            await self._finish_later(answer, kept)
+        elif end.reason in ("stop", "length", "time"):
             await self._read_on(answer)
 
+    async def _finish_later(self, answer: Run, kept: Ending) -> None:
+        """Its readers know that it is not saved. It will be once the disk has room, or the database is free again."""
+        while not self._closing.is_set():
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), RETRY_S)
+            with contextlib.suppress(StoreFailed):
+                await self._store.save(answer.message.id, self._said(answer))
+                return await self._store.finish(answer.message.id, kept)
+
     async def _save(self, answer: Run) -> None:
-        said = Progress(answer.log.text, tuple(answer.log.tokens), self._engine.vocab.fingerprint)
         try:
-            await self._store.save(answer.message.id, said)
+            await self._store.save(answer.message.id, self._said(answer))
         except StoreFailed as error:  # there may be room again when the answer ends; until then it streams
             log.warning("answer %d is not saved yet: %s", answer.message.id, error.message)
+
+    def _said(self, answer: Run) -> Progress:
+        return Progress(answer.log.text, tuple(answer.log.tokens), self._engine.vocab.fingerprint)
 
     async def _read_on(self, answer: Run) -> None:
         """The next question will follow this answer: read it as it will stand in the prompt, unless they type already.
@@ -238,7 +257,7 @@ def may_revive(answer: Message) -> bool:
 def may_go_on(answer: Message) -> bool:
     """It was cut off: by a person, by the server's end, or by the most tokens that it may have."""
     return answer.status in ("stopped", "interrupted") or (
-        answer.status == "done" and answer.finish_reason == "length" and answer.role == "assistant"
+        answer.status == "done" and answer.finish_reason in ("length", "time") and answer.role == "assistant"
     )
 
 

@@ -1,4 +1,4 @@
-"""The application: routes, errors, headers, lifespan."""
+"""The application: routes, errors, lifespan."""
 
 from __future__ import annotations
 
@@ -11,14 +11,12 @@ from collections.abc import AsyncIterator
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.routing import BaseRoute
 
-from server import api, assets, conversations, pages
+from server import api, assets, conversations, metrics, pages
 from server.answers import Answers
 from server.chat import Chat, ChatMessage
 from server.engine.engine import Engine
@@ -26,6 +24,7 @@ from server.engine.prefix import MIN_COPY
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import Event
 from server.errors import QueueFull, SparrowError, StoreFailed
+from server.observe import Meter
 from server.settings import Settings
 from server.state import AppState
 from server.store import Store
@@ -35,45 +34,23 @@ log = logging.getLogger("sparrow")
 
 PURGE_S = 60.0
 
-CSP = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
-    "form-action 'self'; base-uri 'none'; frame-ancestors 'none'; manifest-src 'self'"
-)
-
-_HEADERS = {
-    "Content-Security-Policy": CSP,
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "same-origin",
-}
-
-
-class SecurityHeaders:
-    """Pure ASGI: Starlette's BaseHTTPMiddleware would stand between a stream and its client."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(_HEADERS)
-            await send(message)
-
-        await self._app(scope, receive, with_headers if scope["type"] == "http" else send)
-
 
 async def _sparrow_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, SparrowError)
-    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, QueueFull) else None
+    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, QueueFull) else {}
+    if error.status == 503:
+        headers["Retry-After"] = "5"
     return JSONResponse(api.error_json(error), status_code=error.status, headers=headers)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
     """404 and 405 in the same form as all other errors; the page has its own 404."""
     assert isinstance(error, HTTPException)
+    hint = "; GET /docs lists what there is" if request.url.path.startswith("/v1") else ""
+    allowed = (error.headers or {}).get("Allow", "another method")
     known = {
-        404: ("not_found", f"{request.url.path}: there is nothing here."),
-        405: ("method_not_allowed", f"{request.method} is not possible here."),
+        404: ("not_found", f"{request.url.path}: there is nothing here{hint}."),
+        405: ("method_not_allowed", f"{request.method} is not possible here; use {allowed}."),
     }
     code, message = known.get(error.status_code, ("http_error", error.detail))
     plain = SparrowError(message)
@@ -81,13 +58,26 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return JSONResponse(api.error_json(plain), status_code=error.status_code, headers=error.headers)
 
 
+async def _gone(_request: Request, _error: Exception) -> Response:
+    """In the middle of what it sent: nobody is there to read this, and it is no mistake of ours."""
+    return Response(status_code=499)
+
+
 async def _unexpected(_request: Request, _error: Exception) -> Response:
     plain = SparrowError("Something went wrong inside the server; its log says what.")
     return JSONResponse(api.error_json(plain), status_code=500)
 
 
-def create_app(settings: Settings, engine: Engine) -> Starlette:
-    """The ASGI application. Its lifespan starts the engine and opens the store, and ends both."""
+def routes() -> list[BaseRoute]:
+    """All that the server answers to."""
+    return [*api.routes, *metrics.routes, *pages.routes, *assets.routes]
+
+
+def create_app(settings: Settings, engine: Engine, meter: Meter | None = None) -> Starlette:
+    """The ASGI application. Its lifespan starts the engine and opens the store, and ends both.
+
+    meter: what /metrics tells of requests; who observes them fills it.
+    """
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[AppState]:
@@ -109,6 +99,7 @@ def create_app(settings: Settings, engine: Engine) -> Starlette:
                 form_secret=await store.read(conversations.form_secret),
                 importing=asyncio.Lock(),
                 started_at=int(time.time()),
+                meter=meter or Meter(),
             )
         finally:
             purging.cancel()
@@ -118,9 +109,13 @@ def create_app(settings: Settings, engine: Engine) -> Starlette:
             await store.close()
 
     return Starlette(
-        routes=[*api.routes, *pages.routes, *assets.routes],
-        middleware=[Middleware(SecurityHeaders)],
-        exception_handlers={SparrowError: _sparrow_error, HTTPException: _http_error, Exception: _unexpected},
+        routes=routes(),
+        exception_handlers={
+            SparrowError: _sparrow_error,
+            HTTPException: _http_error,
+            ClientDisconnect: _gone,
+            Exception: _unexpected,
+        },
         lifespan=lifespan,
     )
 

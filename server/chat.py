@@ -6,20 +6,20 @@ and made whole again after the prompt was cut at the real ones.
 
 from __future__ import annotations
 
-import datetime
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, Protocol
+from typing import Any, Literal, Protocol
 
-from jinja2 import TemplateError
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-from server.errors import ContextOverflow, InvalidRequest, ModelFileError
+from server import tool_text
+from server.chat_template import ChatTemplate
+from server.errors import ContextOverflow
 
 Role = Literal["system", "user", "assistant", "tool"]
+
+Tool = Mapping[str, Any]
+"""A function that the model may call, as OpenAI's API describes it: {"type": "function", "function": {…}}."""
 
 MAX_RESERVE = 1024
 """Tokens kept free for an answer whose length nobody has limited."""
@@ -35,9 +35,22 @@ CHATML = (
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """arguments: the text of a JSON object, as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
 class ChatMessage:
     role: Role
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    """What an assistant's message asks for."""
+    tool_call_id: str = ""
+    """Which of them a tool's message answers."""
 
 
 @dataclass(frozen=True)
@@ -57,45 +70,33 @@ class Tokenizer(Protocol):
     def tokenize(self, text: str) -> list[int]: ...
 
 
-def _raise(message: str) -> NoReturn:
-    raise TemplateError(message)
-
-
-def _tojson(value: Any, indent: int | None = None) -> str:
-    """Jinja's own filter escapes for HTML, which a model has never seen."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
 class Chat:
     """Renders conversations for one model. Thread-safe; a call takes up to some milliseconds."""
 
     def __init__(self, template: str | None, tokenizer: Tokenizer) -> None:
-        """Raises ModelFileError when the GGUF's template can't be parsed."""
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-        try:
-            self._template = environment.from_string(template or CHATML)
-        except TemplateError as error:
-            raise ModelFileError(f"The chat template inside the model file can't be read: {error}") from None
+        """Raises ModelFileError when the GGUF's template can't be used."""
+        self._template = ChatTemplate(template or CHATML)
         self._tokenizer = tokenizer
         special = "|".join(re.escape(text) for text in sorted(tokenizer.special, key=len, reverse=True))
         self._special = re.compile(f"({special})") if special else None
 
-    def render(self, messages: Sequence[ChatMessage], *, opening: bool = True) -> str:
-        """The prompt as text, special tokens in messages still broken. Raises InvalidRequest if it refuses."""
-        shielded = [{"role": message.role, "content": self._shield(message.content)} for message in messages]
-        try:
-            return self._template.render(messages=shielded, add_generation_prompt=opening)
-        except Exception as error:  # a template is a program of a stranger: whatever it raises is about these messages
-            raise InvalidRequest(
-                f"The model's chat template refuses these messages: {error}", param="messages"
-            ) from None
+    def render(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = (), *, opening: bool = True) -> str:
+        """The prompt as text, special tokens in messages and tools still broken. Raises InvalidRequest if it refuses.
 
-    def prompt(self, messages: Sequence[ChatMessage], *, opening: bool = True) -> list[int]:
+        A template that knows no tools gets them as text, in Qwen's form.
+        """
+        shielded = self._shield_all([_as_template_wants(message) for message in messages])
+        shown = self._shield_all(list(tools)) or None
+        if not self._template.asks_for("tools"):
+            shielded, shown = tool_text.without_tools(shielded, shown or ()), None
+        return self._template.render(messages=shielded, tools=shown, add_generation_prompt=opening)
+
+    def prompt(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = (), *, opening: bool = True) -> list[int]:
         """Token ids of the prompt, ending where the assistant begins to speak, or, without the opening, before that."""
-        text = self.render(messages, opening=opening)
+        return self.tokenize(self.render(messages, tools, opening=opening))
+
+    def tokenize(self, text: str) -> list[int]:
+        """The tokens of a rendered prompt: special ones where the template wrote them, none inside messages."""
         parts = self._special.split(text) if self._special else [text]
         ids: list[int] = []
         for at, part in enumerate(parts):
@@ -105,19 +106,27 @@ class Chat:
                 ids.extend(self._tokenizer.tokenize(part.replace(_BREAK, "")))
         return ids
 
-    def fit(self, messages: Sequence[ChatMessage], n_ctx: int, n_reserve: int, *, opening: bool = True) -> Fitted:
+    def fit(
+        self,
+        messages: Sequence[ChatMessage],
+        n_ctx: int,
+        n_reserve: int,
+        tools: Sequence[Tool] = (),
+        *,
+        opening: bool = True,
+    ) -> Fitted:
         """The prompt of `messages` in at most n_ctx - n_reserve tokens: the oldest whole turns go, system prompts stay.
 
         They go in steps of a third of the room, counted from the beginning of the conversation: so the prompt begins
         at the same message for several turns, and what was read of it is not read again at each of them.
         Raises ContextOverflow when not even the last turn fits.
         """
-        tokens = self.prompt(messages, opening=opening)
+        tokens = self.prompt(messages, tools, opening=opening)
         room = n_ctx - n_reserve
         if len(tokens) <= room:
             return Fitted(tokens, 0)
         for kept in self._shorter(messages, max(1, room // 3)):
-            tokens = self.prompt(kept, opening=opening)
+            tokens = self.prompt(kept, tools, opening=opening)
             if len(tokens) <= room:
                 return Fitted(tokens, len(messages) - len(kept))
         raise ContextOverflow(len(tokens), n_ctx)
@@ -133,8 +142,32 @@ class Chat:
                 wanted = (n_gone // step + 1) * step
                 yield [message for message in messages[:end] if message.role == "system"] + list(messages[end:])
 
+    def _shield_all(self, value: Any) -> Any:
+        """JSON whose texts and names can't become control tokens."""
+        if isinstance(value, str):
+            return self._shield(value)
+        if isinstance(value, Mapping):
+            return {self._shield(name): self._shield_all(entry) for name, entry in value.items()}
+        return [self._shield_all(entry) for entry in value] if isinstance(value, list) else value
+
     def _shield(self, content: str) -> str:
         content = content.replace(_BREAK, "")
         if self._special is None:
             return content
         return self._special.sub(lambda found: found[0][0] + _BREAK + found[0][1:], content)
+
+
+def _as_template_wants(message: ChatMessage) -> dict[str, Any]:
+    """The dicts that chat templates are written for: arguments are an object there, and not its text."""
+    made: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        made["tool_calls"] = [_call(call) for call in message.tool_calls]
+    return made | ({"tool_call_id": message.tool_call_id} if message.tool_call_id else {})
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    try:
+        arguments = json.loads(call.arguments)
+    except (ValueError, RecursionError):  # an answer that was cut off inside of them
+        arguments = call.arguments
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments}}

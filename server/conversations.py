@@ -88,8 +88,12 @@ def change(
         db.execute("UPDATE conversations SET title = ? WHERE id = ?", (title, id))
         put_title(db, id, title)
     if pinned is not None:
+        (newest,) = db.execute(
+            "SELECT coalesce(max(pinned_at), 0) FROM conversations WHERE owner = ?", (owner,)
+        ).fetchone()
+        now = max(time(), newest + 1e-3)  # above the others also when the clock was set back
         at = "CASE WHEN ? THEN coalesce(pinned_at, ?) END"
-        db.execute(f"UPDATE conversations SET pinned_at = {at} WHERE id = ?", (pinned, time(), id))
+        db.execute(f"UPDATE conversations SET pinned_at = {at} WHERE id = ?", (pinned, now, id))
     if leaf is not None:
         branches.show(db, id, leaf)
     if settings is not None:
@@ -115,7 +119,10 @@ def restore(db: sqlite3.Connection, owner: str, id: str) -> Conversation:
 
 def purge(db: sqlite3.Connection) -> bool:
     """Delete for good what nobody can bring back any more. True: there was something; see `Store.forget`."""
-    gone = db.execute("SELECT id FROM conversations WHERE deleted_at <= ?", (time() - UNDO_S,)).fetchall()
+    now = time()
+    # A clock that was set back must not keep for a year what was deleted in the future.
+    db.execute("UPDATE conversations SET deleted_at = ?1 WHERE deleted_at > ?1", (now,))
+    gone = db.execute("SELECT id FROM conversations WHERE deleted_at <= ?", (now - UNDO_S,)).fetchall()
     for (id,) in gone:
         db.execute("UPDATE messages SET parent_id = NULL WHERE conversation_id = ?", (id,))  # see branches.delete
         db.execute("DELETE FROM conversations WHERE id = ?", (id,))

@@ -12,6 +12,7 @@ from server.engine.request import Handle
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import Event
 from server.errors import SparrowError
+from server.owners import client_of_owner
 from server.places import Context
 from server.prompts import Prompts
 
@@ -68,7 +69,7 @@ class Drafts:
             except RuntimeError:  # the loop is closed: the server has ended
                 pass
 
-        draft.handle = self._engine.submit(tokens, SamplingParams(max_tokens=0), sink)
+        draft.handle = self._engine.submit(tokens, SamplingParams(max_tokens=0), sink, client=client_of_owner(owner))
 
     def _forget(self, owner: str, draft: _Draft) -> None:
         if self._drafts.get(owner) is draft:

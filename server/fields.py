@@ -2,12 +2,45 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
-from server.errors import InvalidField
+from server.errors import InvalidField, InvalidRequest
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def parse_json(raw: bytes | bytearray, what: str) -> Any:
+    """The value that `what`, "The body", holds; every text and name in it can be stored, shown and tokenized.
+
+    Raises InvalidRequest.
+    """
+    try:
+        text = raw.decode("utf-8-sig")  # json.loads(raw) would take halves of characters, and UTF-16
+        value = json.loads(text)
+        return _mended(value) if _ESCAPED_SURROGATE.search(text) else value
+    except UnicodeDecodeError as error:
+        why = f"it is no UTF-8 text (byte {error.start}); write it in UTF-8."
+    except json.JSONDecodeError as error:
+        why = str(error)
+    except ValueError:
+        why = "a number in it has too many digits."
+    except RecursionError:
+        why = "its lists and objects are nested too deeply."
+    raise InvalidRequest(f"{what} is not valid JSON: {why}")
+
+
+def _mended(value: Any) -> Any:
+    """JSON can write half a character, "\\ud800", which is no text anywhere else."""
+    if isinstance(value, str):
+        return storable(value)
+    if isinstance(value, list):
+        return [_mended(entry) for entry in value]
+    if isinstance(value, dict):
+        return {storable(name): _mended(entry) for name, entry in value.items()}
+    return value
 
 
 def number(given: Any, field: str, kind: type[int] | type[float]) -> float | int:

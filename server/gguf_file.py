@@ -1,4 +1,4 @@
-"""What a GGUF file holds, read from its header in a tenth of a second; and one tensor left out of a copy.
+"""What a GGUF file holds, read from its header in a tenth of a second.
 
 The gguf library makes an object of every word of the vocabulary: 11 s and 540 MB for Qwen's, on a board that has 1 GB.
 Here the vocabulary is stepped over, nothing of the weights is read, and every number is checked against the file's size
@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from server.errors import ModelFileError
 
 CHUNK = 1 << 20
 """Bytes that are compared or copied at a time."""
-_HEAD_BYTES = 24
+HEAD_BYTES = 24
 """Magic, version and the two counts."""
 TOKEN_EMBD, OUTPUT = "token_embd.weight", "output.weight"
+
+REPEATS = "sparrow.output_repeats_token_embd"
+"""The name under which our own files say that the one is the other with fewer bits."""
 
 
 class TensorType(NamedTuple):
@@ -48,6 +51,12 @@ TYPES = {
 _FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 Value = int | float | bool | str
+MAX_ENTRIES = 1 << 16
+"""Of metadata, and tensors: a hundred times what any model has."""
+MAX_LENGTH = 1 << 22
+"""Elements of an array: ten times the largest vocabularies."""
+MAX_STRING, MAX_NAME = 1 << 20, 63
+MAX_ALIGNMENT = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +104,13 @@ class GGUFFile:
         return 8 * sum(tensor.n_bytes for tensor in self.tensors) / self.n_elements
 
 
+class Array(NamedTuple):
+    """An array in the metadata: the number of its type, and how many elements."""
+
+    kind: int
+    length: int
+
+
 class _Cut(Exception):
     """The file ends before what it announces."""
 
@@ -105,6 +121,12 @@ class _Cursor:
     def __init__(self, data: mmap.mmap) -> None:
         self.data = data
         self.place = 0
+
+    def count(self, what: str, n_most: int) -> int:
+        n = self.number("Q")
+        if n > n_most:
+            raise ValueError(f"{n} {what}; {n_most} are the most")
+        return n
 
     def number(self, kind: str) -> int:
         layout = "<" + kind
@@ -120,26 +142,30 @@ class _Cursor:
         if self.place > len(self.data):
             raise _Cut
 
-    def string(self) -> str:
+    def string(self, n_most: int = MAX_STRING) -> str:
         length = self.number("Q")
+        if length > len(self.data):
+            raise _Cut
+        if length > n_most:
+            raise ValueError(f"a text of {length} bytes; {n_most} are the most")
         start = self.place
         self.skip(length)
         return self.data[start : self.place].decode("utf-8")
 
-    def value(self) -> Value | None:
-        """A scalar or a string; None for an array, which is stepped over."""
+    def value(self) -> Value | Array:
+        """Arrays are stepped over."""
         kind = self.number("I")
         if kind == _STRING:
             return self.string()
         if kind != _ARRAY:
             return self.number(_FORMATS[kind])
-        kind, length = self.number("I"), self.number("Q")
+        kind, length = self.number("I"), self.count("elements of an array", MAX_LENGTH)
         if kind != _STRING:
             self.skip(length * struct.calcsize(_FORMATS[kind]))
-            return None
-        for _ in range(length):
-            self.skip(self.number("Q"))
-        return None
+        else:
+            for _ in range(length):
+                self.skip(self.number("Q"))
+        return Array(kind, length)
 
 
 def read(path: Path) -> GGUFFile:
@@ -188,25 +214,39 @@ def _parse(path: Path, data: mmap.mmap) -> GGUFFile:
     version = cursor.number("I")
     if version not in (2, 3):
         raise ModelFileError(f"{path} is a GGUF of version {version}: this llama.cpp reads 2 and 3 (little-endian).")
-    n_tensors, n_meta = cursor.number("Q"), cursor.number("Q")
-    pairs = ((cursor.string(), cursor.value()) for _ in range(n_meta))
-    meta = {key: value for key, value in pairs if value is not None}
+    n_tensors, n_meta = cursor.count("tensors", MAX_ENTRIES), cursor.count("entries of metadata", MAX_ENTRIES)
+    entries = [(cursor.string(), cursor.value()) for _ in range(n_meta)]
+    if len(dict(entries)) < n_meta:
+        raise ValueError("an entry of the metadata is there twice")
+    meta = {key: value for key, value in entries if not isinstance(value, Array)}
+    _check_vocabulary({key: value for key, value in entries if isinstance(value, Array)})
     meta_end = cursor.place
     alignment = meta.get("general.alignment", 32)
-    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
+    if not isinstance(alignment, int) or not 1 <= alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
         raise ValueError(f"alignment {alignment}")
     tensors = tuple(_tensors(cursor, n_tensors, alignment))
-    data_start = _padded(cursor.place, alignment)
+    data_start = padded(cursor.place, alignment)
     if tensors and data_start + tensors[-1].offset + tensors[-1].n_bytes > len(data):
         raise _Cut
     return GGUFFile(path, version, n_meta, meta, meta_end, alignment, data_start, tensors)
+
+
+def _check_vocabulary(arrays: dict[str, Array]) -> None:
+    """llama.cpp reads a score and a type for each token, without asking how many there are."""
+    expected = {"tokens": _STRING, "merges": _STRING, "scores": 6, "token_type": 5}
+    found = {key: array for name in expected if (array := arrays.get(key := f"tokenizer.ggml.{name}"))}
+    n_tokens = arrays.get("tokenizer.ggml.tokens", Array(_STRING, 0)).length
+    for key, (kind, length) in found.items():
+        name = key.rpartition(".")[2]
+        if kind != expected[name] or (name != "merges" and length != n_tokens):
+            raise ValueError(f"{key} has {length} elements of type {kind} for {n_tokens} tokens")
 
 
 def _tensors(cursor: _Cursor, n_tensors: int, alignment: int) -> Iterator[Tensor]:
     """One after another and without gaps, as llama.cpp wants them."""
     expected, names = 0, set[str]()
     for _ in range(n_tensors):
-        name = cursor.string()
+        name = cursor.string(MAX_NAME)
         n_dims = cursor.number("I")
         if not 1 <= n_dims <= 4:
             raise ValueError(f"tensor {name!r} has {n_dims} dimensions")
@@ -218,72 +258,10 @@ def _tensors(cursor: _Cursor, n_tensors: int, alignment: int) -> Iterator[Tensor
         if offset != expected or name in names:
             raise ValueError(f"tensor {name!r} is at {offset}, not at {expected}, or there twice")
         n_bytes = prod(shape) // kind.n_block * kind.n_bytes
-        expected = _padded(offset + n_bytes, alignment)
+        expected = padded(offset + n_bytes, alignment)
         names.add(name)
         yield Tensor(name, shape, type_id, offset, n_bytes)
 
 
-def _padded(n_bytes: int, alignment: int) -> int:
+def padded(n_bytes: int, alignment: int) -> int:
     return -(-n_bytes // alignment) * alignment
-
-
-def has_duplicate_output(file: GGUFFile) -> bool:
-    """Whether output.weight is token_embd.weight bit by bit: then llama.cpp needs only the latter."""
-    one, other = file.tensor(TOKEN_EMBD), file.tensor(OUTPUT)
-    if one is None or other is None or (one.type_id, one.shape) != (other.type_id, other.shape):
-        return False
-    with file.path.open("rb") as left, file.path.open("rb") as right:
-        left.seek(file.data_start + one.offset)
-        right.seek(file.data_start + other.offset)
-        return all(left.read(n) == right.read(n) for n in _chunks(one.n_bytes))
-
-
-def _chunks(n_bytes: int) -> Iterator[int]:
-    yield from (min(CHUNK, n_bytes - start) for start in range(0, n_bytes, CHUNK))
-
-
-def write_without(file: GGUFFile, name: str, target: BinaryIO, on_bytes: Callable[[int], object] | None = None) -> None:
-    """Copy the file into `target` without one tensor, a chunk at a time. on_bytes hears of each chunk's length."""
-    kept = _write_header(file, name, target)
-    with file.path.open("rb") as source:
-        for tensor in kept:
-            _pad(target, file.alignment)
-            source.seek(file.data_start + tensor.offset)
-            for n_bytes in _chunks(tensor.n_bytes):
-                target.write(source.read(n_bytes))
-                if on_bytes:
-                    on_bytes(n_bytes)
-    _pad(target, file.alignment)
-
-
-def write_skeleton(file: GGUFFile, name: str, target: BinaryIO) -> None:
-    """The header of that copy, and a hole where the weights would be: enough for a dry run, and no room on the disk."""
-    kept = _write_header(file, name, target)
-    n_data = sum(_padded(tensor.n_bytes, file.alignment) for tensor in kept)
-    target.truncate(_padded(target.tell(), file.alignment) + n_data)
-
-
-def _write_header(file: GGUFFile, left_out: str, target: BinaryIO) -> list[Tensor]:
-    """The metadata as it stands, and the tensors but one; returns those, in the order in which their data follows."""
-    kept = [tensor for tensor in file.tensors if tensor.name != left_out]
-    target.write(struct.pack("<4sIQQ", b"GGUF", file.version, len(kept), file.n_meta))
-    with file.path.open("rb") as source:
-        source.seek(_HEAD_BYTES)
-        target.write(source.read(file.meta_end - _HEAD_BYTES))
-    target.write(_infos(kept, file.alignment))
-    return kept
-
-
-def _infos(tensors: Iterable[Tensor], alignment: int) -> bytes:
-    """The tensors' part of a header, with the offsets that they have without gaps."""
-    made, offset = bytearray(), 0
-    for tensor in tensors:
-        name = tensor.name.encode()
-        made += struct.pack("<Q", len(name)) + name + struct.pack("<I", len(tensor.shape))
-        made += struct.pack(f"<{len(tensor.shape)}QIQ", *tensor.shape, tensor.type_id, offset)
-        offset = _padded(offset + tensor.n_bytes, alignment)
-    return bytes(made)
-
-
-def _pad(target: BinaryIO, alignment: int) -> None:
-    target.write(bytes(-target.tell() % alignment))

@@ -9,7 +9,6 @@ One that is wrong is a Problem with a line for people; the others are imported.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from server.errors import InvalidField, InvalidRequest
-from server.fields import clean
+from server.fields import clean, parse_json
 from server.portable import Portable, PortableMessage
 from server.preferences import ChatSettings, changed
 from server.records import title_of
@@ -35,10 +34,7 @@ class Problem:
 
 def parse(raw: bytes | bytearray) -> Iterator[Portable | Problem]:
     """The file's conversations. Raises InvalidRequest when it is no file of conversations at all."""
-    try:
-        given = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"This file is not valid JSON: {error}") from None
+    given = parse_json(raw, "This file")
     if isinstance(given, dict):
         given = given.get("conversations") if given.get("format") == "sparrow" else [given]
     if not isinstance(given, list) or (given and not any(_reader(entry) for entry in given)):
@@ -157,7 +153,7 @@ def _node(given: Any, parent: str) -> Node:
         "" if given.get("type") == "root" else text_of(given.get("content")),
         "stopped" if status == "stopped" and given.get("role") == "assistant" else "done",
         _seconds(given.get("created_at", given.get("timestamp"))),
-        reason if reason in ("stop", "length") else None,
+        reason if reason in ("stop", "length", "time") else None,
     )
 
 

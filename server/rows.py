@@ -135,13 +135,16 @@ def resume(db: sqlite3.Connection, answer_id: int, n_dropped: int) -> Message:
 def finish(db: sqlite3.Connection, answer_id: int, end: Ending) -> None:
     failure = astuple(end.failure) if end.failure else (None, None)
     usage = astuple(end.usage) if end.usage else (None,) * 6
-    db.execute(
+    updated = db.execute(
         "UPDATE messages SET content = ?, status = ?, finish_reason = ?, error_code = ?, error_message = ?,"
         " n_prompt = ?, n_completion = ?, n_reused = ?, queue_s = ?, prompt_s = ?, decode_s = ? WHERE id = ?",
         (end.content, end.status, end.finish_reason, *failure, *usage, answer_id),
     )
+    if not updated.rowcount:  # it was deleted before it could be saved
+        return
     put_message(db, answer_id, end.content)
-    if end.status == "error" or (end.status == "done" and end.finish_reason != "length"):  # nobody goes on from here
+    is_over = end.status == "done" and end.finish_reason not in ("length", "time")
+    if end.status == "error" or is_over:  # nobody goes on from here
         db.execute("UPDATE messages SET tokens = NULL, vocab = NULL WHERE id = ?", (answer_id,))
 
 
@@ -183,7 +186,13 @@ def _add(
         (conversation_id, parent_id, role, content, status, key, n_dropped, now),
     )
     # Who adds something wants to see it: it is the newest, which NULL stands for.
-    db.execute("UPDATE conversations SET updated_at = ?, leaf_id = NULL WHERE id = ?", (now, conversation_id))
+    # Newer than all that its owner has also when the clock was set back: the list goes by this.
+    db.execute(
+        "UPDATE conversations SET leaf_id = NULL, updated_at = (SELECT max(?1, coalesce(max(updated_at) + 1e-3, 0))"
+        " FROM conversations WHERE owner = (SELECT owner FROM conversations WHERE id = ?2) AND id != ?2"
+        " AND deleted_at IS NULL) WHERE id = ?2",
+        (now, conversation_id),
+    )
     return messages(db, "messages WHERE id = ?", cursor.lastrowid)[0]
 
 

@@ -13,6 +13,7 @@ from server.engine.sequence import Event, Finished, TextDelta, Usage
 from server.engine.text import TextStream
 from server.engine.vocab import Vocab
 from server.errors import ContextOverflow, SparrowError
+from server.owners import client_of_owner
 from server.records import Message, Progress
 from server.streams import AnswerLog
 
@@ -60,7 +61,7 @@ class Run:
         if resume and resume[-1] in engine.vocab.eog:
             return self.receive(Finished("stop", NOTHING))
         try:
-            self.handle = engine.submit(prompt, params, self.sink, resume=resume)
+            self.handle = engine.submit(prompt, params, self.sink, resume=resume, client=client_of_owner(self.owner))
             self.log.reading = self.handle.progress
         except ContextOverflow as error:
             self.receive(Finished("length", NOTHING) if resume else Finished("error", NOTHING, error))

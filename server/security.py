@@ -24,6 +24,18 @@ def refuse_other_sites(headers: Mapping[str, str]) -> None:
         raise Forbidden("This was sent from a page of another site: open Sparrow's own page and send it there.")
 
 
+def refuse_silent_browsers(headers: Mapping[str, str]) -> None:
+    """Raises Forbidden when a browser does not show that one of our own pages asks, or its reader.
+
+    For what a GET sets going. Over plain HTTP in a local network browsers send neither Sec-Fetch-Site nor, with an
+    <img> of another site's page, Origin; our own pages always send Referer.
+    """
+    is_browser = headers.get("user-agent", "").startswith("Mozilla/")
+    is_said = "sec-fetch-site" in headers or "origin" in headers
+    if is_browser and not is_said and _host(headers.get("referer", "")) != headers.get("host", "").lower():
+        raise Forbidden("A browser may open this only from a page of Sparrow's own: write in the chat, or send a POST.")
+
+
 def _host(origin: str) -> str:
     try:
         return urlsplit(origin).netloc.lower()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+from typing import Any
 
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import Response
 
 from server.state import AppState
@@ -25,7 +26,12 @@ def owner_of(request: Request[AppState]) -> str:
     """The session of this browser; "" owns nothing."""
     if request.state["settings"].single_user:
         return SINGLE
-    value = request.cookies.get(COOKIE, "")
+    return session_of(request)
+
+
+def session_of(connection: HTTPConnection[Any]) -> str:
+    """What the cookie says; "" without one."""
+    value = connection.cookies.get(COOKIE, "")
     return value if _SESSION.fullmatch(value) else ""
 
 

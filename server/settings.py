@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
@@ -23,7 +24,7 @@ def _setting(default: Any, help: str, *, metavar: str | None = None, least: int 
 class Settings:
     """Everything that a start of the server decides. Values are validated when they come from flags or variables."""
 
-    host: str = _setting("127.0.0.1", "address to listen on", metavar="ADDRESS")
+    host: str = _setting("127.0.0.1", "address to listen on; 0.0.0.0 lets other devices in", metavar="ADDRESS")
     port: int = _setting(8000, "port to listen on", metavar="N", least=0)
     ctx: int = _setting(
         4096, "tokens that one conversation may hold; memory grows with slots × ctx", metavar="N", least=64
@@ -36,6 +37,15 @@ class Settings:
         metavar="N",
         least=10,
     )
+    queue: int = _setting(
+        32,
+        "requests that may wait for a slot; one client gets three quarters of them, half while others wait",
+        metavar="N",
+        least=1,
+    )
+    answer_s: int = _setting(
+        1800, "seconds that one answer may take; it can be continued then; 0 for no limit", metavar="N", least=0
+    )
     snapshot_mb: int = _setting(
         512,
         "megabytes of disk for what idle chats remember, so that a restart reads nothing twice; 0 keeps none",
@@ -45,7 +55,7 @@ class Settings:
     quant: str | None = _setting(
         None, "quantization to serve, by llama.cpp's name (IQ4_NL if not given, Q8_0 for the demo)", metavar="NAME"
     )
-    model: Path | None = _setting(None, "serve this GGUF file as it is, without fetching or quantizing", metavar="PATH")
+    model: Path | None = _setting(None, "serve this GGUF file, without fetching or quantizing", metavar="PATH")
     demo: bool = _setting(False, "serve the tiny demo model of the repository: no network, seconds to start")
     prequantized: bool = _setting(False, "fetch the official file of that quant instead of quantizing fp16 here")
     endpoint: str | None = _setting(None, "hub to fetch from, instead of the public one and its mirror", metavar="URL")
@@ -53,14 +63,47 @@ class Settings:
         None, "where models are kept (models/ of this checkout if not given)", metavar="DIR"
     )
     data_dir: Path = _setting(Path("data"), "where conversations are kept", metavar="DIR")
+    strict: bool = _setting(False, "refuse API requests with unknown or ignored fields, instead of warning")
+    auth: bool = _setting(
+        True, "ask other devices for the pairing token, or a key, when --host is an address that they reach"
+    )
+    api_key_file: Path | None = _setting(
+        None,
+        "file with a key a line, for programs: from then on they need one on this machine, too; "
+        "the page here goes on without",
+        metavar="PATH",
+    )
+    ssl_certfile: Path | None = _setting(None, "certificate for https, with its chain, as PEM", metavar="PATH")
+    ssl_keyfile: Path | None = _setting(None, "that certificate's private key, without a password", metavar="PATH")
+    cors: str | None = _setting(
+        None, "sites whose pages may use the API, like https://app.example.org, with commas between", metavar="ORIGIN"
+    )
+    allow_host: str | None = _setting(
+        None, "names by which this server may be called too (a proxy's), with commas between", metavar="NAME"
+    )
     single_user: bool = _setting(False, "show one list of conversations in all browsers, instead of one in each")
+    idle_unload: float = _setting(
+        0,
+        "minutes without a request after which the model's memory is freed until the next one; 0 keeps it",
+        metavar="MINUTES",
+        least=0,
+    )
+    grace_s: int = _setting(
+        10, "seconds that running requests have to end when the server is stopped", metavar="N", least=0
+    )
+    log_json: bool = _setting(False, "write all that is said as JSON, one object a line, with a line for each request")
     browser: bool = _setting(True, "open the browser when the server is ready")
 
     @property
     def url(self) -> str:
         """Where a browser on this machine finds the server."""
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)
-        return f"http://[{host}]:{self.port}/" if ":" in host else f"http://{host}:{self.port}/"
+        return self.url_at(host)
+
+    def url_at(self, host: str) -> str:
+        """The server's address by one of its names or addresses."""
+        scheme = "https" if self.ssl_certfile else "http"
+        return f"{scheme}://[{host}]:{self.port}/" if ":" in host else f"{scheme}://{host}:{self.port}/"
 
     def with_port(self, port: int) -> Settings:
         """Port 0 asks the system for a free one; this is the answer."""
@@ -80,15 +123,21 @@ def _convert(name: str, kind: str, text: str, least: int | None) -> Any:
         if text.lower() not in {"1", "0", "true", "false", "yes", "no"}:
             raise UsageError(f"{name}={text!r}: give 1 or 0.")
         return text.lower() in {"1", "true", "yes"}
-    if kind == "int":
-        try:
-            value = int(text)
-        except ValueError:
-            raise UsageError(f"{name}: {text!r} is no whole number.") from None
-        if least is not None and value < least:
-            raise UsageError(f"{name}: {value} is too small; the least is {least}.")
-        return value
+    if kind in ("int", "float"):
+        return _number(name, kind, text, least)
     return Path(text).expanduser() if kind.startswith("Path") else text
+
+
+def _number(name: str, kind: str, text: str, least: int | None) -> float:
+    try:
+        value = int(text) if kind == "int" else float(text)
+    except ValueError:
+        raise UsageError(f"{name}: {text!r} is no {'whole ' if kind == 'int' else ''}number.") from None
+    if not math.isfinite(value):
+        raise UsageError(f"{name}: {text!r} is no number that can be counted to.")
+    if least is not None and value < least:
+        raise UsageError(f"{name}: {text} is too small; the least is {least}.")
+    return value
 
 
 def _flag(name: str) -> str:
@@ -135,4 +184,6 @@ def load(argv: Sequence[str], environ: Mapping[str, str] = os.environ, prog: str
         raise UsageError(f"--port: {settings.port} is no port; give 1 to 65535.")
     if settings.demo and settings.model:
         raise UsageError("--demo and --model exclude each other: choose one.")
+    if bool(settings.ssl_certfile) != bool(settings.ssl_keyfile):
+        raise UsageError("--ssl-certfile and --ssl-keyfile belong together: give both.")
     return settings

@@ -18,6 +18,7 @@ from typing import TypedDict
 from server.answers import Answers
 from server.chat import Chat
 from server.engine.engine import Engine
+from server.observe import Meter
 from server.settings import Settings
 from server.store import Store
 from server.streams import Streams
@@ -36,3 +37,4 @@ class AppState(TypedDict):
     """One file at a time."""
     started_at: int
     """Seconds since 1970."""
+    meter: Meter

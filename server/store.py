@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Concatenate, Literal, ParamSpec, TypeVar
 
 from server import rows, search
-from server.errors import StoreFailed, UsageError
+from server.errors import StoreBusy, StoreFailed, UsageError
 from server.migrations import migrate
 from server.preferences import ChatSettings
 from server.records import Ending, Exchange, Message, Progress
@@ -30,8 +30,9 @@ INDEXES: tuple[Literal["message_index", "title_index"], ...] = ("message_index",
 
 N_READERS = 2
 
-BUSY_S = 10.0
-"""Seconds to wait for another process that holds the file (a backup, an sqlite3 shell)."""
+BUSY_S, STILL_BUSY_S = 3.0, 0.2
+"""Seconds to wait for another process that holds the file (a backup, an sqlite3 shell); and, once that was in vain,
+until it lets go: writes wait in one line, and a person stands at its end."""
 
 
 class Store:
@@ -140,9 +141,21 @@ class Store:
 
     def _run(self, begin: str, work: Callable[[sqlite3.Connection], T]) -> T:
         try:
-            return _transaction(self._connection(), begin, work)
+            result = _transaction(self._connection(), begin, work)
+            self._wait_for_others(BUSY_S)
+            return result
         except sqlite3.DatabaseError as error:
-            raise StoreFailed(f"{self._path} can't be read or written ({error}): is the disk full?") from error
+            if _is_held(error):
+                self._wait_for_others(STILL_BUSY_S)
+                raise StoreBusy(f"Another program holds {self._path}: close it, then send this again.") from error
+            way = "if its disk is full, make room there, then send this again"
+            raise StoreFailed(f"{self._path} can't be read or written ({error}): {way}.") from error
+
+    def _wait_for_others(self, seconds: float) -> None:
+        """At most so long, from now on and on this thread."""
+        if self._local.busy_s != seconds:
+            self._connection().execute(f"PRAGMA busy_timeout = {1000 * seconds:.0f}")
+            self._local.busy_s = seconds
 
     def _connection(self) -> sqlite3.Connection:
         """This thread's own connection."""
@@ -155,7 +168,7 @@ class Store:
             db.execute("PRAGMA synchronous = NORMAL")
             db.execute("PRAGMA foreign_keys = ON")
             db.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten, not only let go
-            self._local.db = db
+            self._local.db, self._local.busy_s = db, BUSY_S
         return db
 
     def _prepare(self) -> None:
@@ -172,9 +185,15 @@ class Store:
                 f"{self._path} can't be written ({error.strerror}): choose another folder with --data-dir."
             ) from error
         except sqlite3.DatabaseError as error:
-            raise UsageError(
-                f"{self._path} can't be used ({error}): move it away, or choose another folder with --data-dir."
-            ) from error
+            way = "move it away, or choose another folder with --data-dir"
+            if _is_held(error):
+                way = "another program holds it; close that one, or choose another folder with --data-dir"
+            raise UsageError(f"{self._path} can't be used ({error}): {way}.") from error
+
+
+def _is_held(error: sqlite3.DatabaseError) -> bool:
+    """SQLite's own texts; its codes have names only from Python 3.11 on."""
+    return "is locked" in str(error)
 
 
 def _with(

@@ -9,13 +9,17 @@ number of the last event that it saw, and miss nothing. All readers read the one
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable, Hashable, Iterator
 from typing import Any, Protocol
 
+from server import logs
 from server.answer_frames import Frames, View
 from server.engine.sequence import Event, Finished, TextDelta
 from server.errors import ShuttingDown
 from server.sse import PING, PING_S, RETRY
+
+log = logging.getLogger("sparrow.answers")
 
 N_KEEP = 64
 """Finished logs that stay for those who come back; older answers come out of the store."""
@@ -37,6 +41,7 @@ class EventLog:
         self._events: list[Event] = []
         self._closed = False
         self._grown: asyncio.Future[None] = loop.create_future()
+        self._request = logs.request_id.get()
 
     @property
     def last(self) -> int:
@@ -75,6 +80,8 @@ class EventLog:
         assert self.finished is None, "an answer ends with exactly one terminal event"
         self._events.append(event)
         self._wake()
+        if isinstance(event, Finished):
+            log_end(event, self._request)
 
     def close(self) -> None:
         """Let every reader go. Later events are still kept, for who saves the answer."""
@@ -109,6 +116,27 @@ class EventLog:
         self._grown = self._loop.create_future()
 
 
+def log_end(end: Finished, request: str) -> None:
+    """request: the id of the request that the answer belongs to."""
+    if log.isEnabledFor(logging.INFO):
+        log.info("answer", extra=logs.fields(request=request, **_told(end)))
+
+
+def _told(end: Finished) -> dict[str, Any]:
+    """An answer's end, for the log: numbers, never its text."""
+    usage, error = end.usage, None if end.error is None else end.error.code
+    return {
+        "reason": end.reason,
+        **({"error": error} if error else {}),
+        "n_prompt": usage.n_prompt,
+        "n_completion": usage.n_completion,
+        "n_reused": usage.n_reused,
+        "queue_ms": round(usage.queue_s * 1000, 1),
+        "prompt_ms": round(usage.prompt_s * 1000, 1),
+        "decode_ms": round(usage.decode_s * 1000, 1),
+    }
+
+
 class Reading(Protocol):
     """How far the engine is with what comes before the first word."""
 
@@ -122,6 +150,14 @@ class Reading(Protocol):
 
     @property
     def n_prompt(self) -> int: ...
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until the first word, as far as the engine can tell."""
+
+    @property
+    def loading_s(self) -> float | None:
+        """Seconds until the model is loaded again; None: it is."""
 
 
 class AnswerLog(EventLog):

@@ -6,8 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
 
+from server.app import create_app
+from server.engine.engine import Engine
 from server.engine.llama import Model
+from server.engine.loader import open_engine
+from server.settings import Settings
 from tests.server_process import ServerProcess
 from tests.tiny_model import write_tiny_model
 
@@ -30,6 +35,19 @@ def tiny_model(tiny_path: Path) -> Iterator[Model]:
     model = Model(tiny_path)
     yield model
     model.close()
+
+
+@pytest.fixture(scope="session")
+def api_engine(tiny_path: Path) -> Engine:
+    return open_engine(tiny_path, n_ctx=1024, n_slots=2, n_threads=1)
+
+
+@pytest.fixture(scope="session")
+def api(api_engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestClient]:
+    """The application on a random model, without a socket; one for the whole session."""
+    settings = Settings(data_dir=tmp_path_factory.mktemp("data"))
+    with TestClient(create_app(settings, api_engine), base_url="http://127.0.0.1:8000") as client:
+        yield client
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,8 @@ class EventSource:
         """Every text that was shown, from each to the next."""
         self.end: Any = None
         self.n_resets = 0
+        self.waits: list[Any] = []
+        """What it was told before the first word."""
         self._browser = browser
         self._path = f"/answers/{answer}/events?after={after}"
         self._last_id = ""
@@ -110,6 +112,8 @@ class EventSource:
         if event == "end":
             self.end = data
             return
+        if event == "wait":
+            self.waits.append(data)
         self.n_resets += event == "reset"
         self.page.take(event, data)
         self.states.append(self.text)

@@ -24,7 +24,16 @@ ROOT = Path(__file__).parent.parent
 class ServerProcess:
     """`with ServerProcess(["--demo"]) as server: server.url` — started, healthy, and stopped at the end."""
 
-    def __init__(self, flags: Sequence[str], *, port: int = 0, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        flags: Sequence[str],
+        *,
+        port: int = 0,
+        environ: Mapping[str, str] | None = None,
+        inside: Sequence[str] = (),
+    ) -> None:
+        """inside: a command that becomes the server, like nsenter's."""
+        self._inside = inside
         self._flags = [*flags, "--port", str(port), "--no-browser"]
         self._environ = {**os.environ, **(environ or {})}
         self._log = tempfile.NamedTemporaryFile(mode="w+", suffix=".log", prefix="sparrow-test-")
@@ -33,18 +42,23 @@ class ServerProcess:
 
     def start(self, timeout_s: float = 60) -> None:
         """Returns when /health answers. A port that was once chosen is kept, so a restart has the same URL."""
-        self._log.truncate(0)
-        command = [sys.executable, str(ROOT / "scripts" / "serve.py"), *self._flags]
-        self._process = subprocess.Popen(
-            command, stdout=self._log, stderr=subprocess.STDOUT, env=self._environ, cwd=ROOT
-        )
+        self.spawn()
+        assert self._process is not None
         deadline = time.monotonic() + timeout_s
-        while not (found := re.search(r"ready:\s+(http://\S+)/\n", self.output)):
+        while not (found := re.search(r"ready:\s+(https?://[^/\s]+)/\S*\s", self.output)):
             assert self._process.poll() is None, f"serve.py ended:\n{self.output}"
             assert time.monotonic() < deadline, f"serve.py is not ready:\n{self.output}"
             time.sleep(0.05)
         self.url = found[1]
         self._flags[self._flags.index("--port") + 1] = self.url.rpartition(":")[2]
+
+    def spawn(self) -> None:
+        """Begin to start; returns at once."""
+        self._log.truncate(0)
+        command = [*self._inside, sys.executable, str(ROOT / "scripts" / "serve.py"), *self._flags]
+        self._process = subprocess.Popen(
+            command, stdout=self._log, stderr=subprocess.STDOUT, env=self._environ, cwd=ROOT
+        )
 
     @property
     def output(self) -> str:
@@ -92,15 +106,15 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def slow_motion(server: ServerProcess) -> Iterator[None]:
-    """The server runs for a fifth of the time: the demo is as fast as a large model. It may be killed meanwhile."""
+def slow_motion(server: ServerProcess, share: float = 0.2) -> Iterator[None]:
+    """The server runs for this share of the time: the demo is as fast as a large model. It may be killed meanwhile."""
     ended, pid = threading.Event(), server.pid
 
     def brake() -> None:
         with contextlib.suppress(ProcessLookupError):
             while not ended.wait(0.01):
                 os.kill(pid, signal.SIGSTOP)
-                ended.wait(0.04)
+                ended.wait(0.01 / share - 0.01)
                 os.kill(pid, signal.SIGCONT)
 
     thread = threading.Thread(target=brake)

@@ -186,6 +186,8 @@ class Progress:
     place: int
     n_done: int
     n_prompt: int
+    left_s: float | None = None
+    loading_s: float | None = None
 
 
 def test_the_wait_is_told_until_the_first_word_comes() -> None:
@@ -208,6 +210,15 @@ def test_the_wait_is_told_until_the_first_word_comes() -> None:
     assert [event for event, _, _ in events(stream)] == ["delta", "delta", "end"]
 
 
+def test_a_model_that_wakes_up_is_told_with_the_time_that_it_takes() -> None:
+    async def scenario() -> Any:
+        log = AnswerLog(asyncio.get_running_loop())
+        log.reading = lambda: Progress(0, 0, 900, loading_s=3.21)
+        return Waiting(log).news(0.0)
+
+    assert asyncio.run(scenario()) == {"loading": True, "left_s": 3.2}
+
+
 def test_the_time_that_is_left_is_told_from_the_speed_of_reading() -> None:
     async def scenario() -> list[Any]:
         log = AnswerLog(asyncio.get_running_loop())
@@ -225,6 +236,20 @@ def test_the_time_that_is_left_is_told_from_the_speed_of_reading() -> None:
         {"queue": 0, "read": 0.111, "left_s": None},
         {"queue": 0, "read": 0.333, "left_s": 3.0},
     ]
+
+
+def test_what_the_engine_expects_is_told_also_in_the_queue() -> None:
+    """It knows who else is there; the speed of reading alone does not."""
+
+    async def scenario() -> list[Any]:
+        log, told = AnswerLog(asyncio.get_running_loop()), []
+        waiting = Waiting(log)
+        for now, progress in enumerate([Progress(2, 0, 900, 12.34), Progress(0, 100, 900, 5.0)]):
+            log.reading = lambda progress=progress: progress  # type: ignore[misc]
+            told.append(waiting.news(float(now)))
+        return told
+
+    assert [news["left_s"] for news in asyncio.run(scenario())] == [12.3, 5.0]
 
 
 def test_a_silent_answer_is_kept_alive_and_shutdown_lets_its_readers_go() -> None:

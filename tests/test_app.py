@@ -58,7 +58,9 @@ def test_an_open_stream_does_not_hold_up_the_end(flags: list[str]) -> None:
     """SIGTERM in the middle of an answer: the stream gets its terminal event and the process ends at once."""
     with ServerProcess(flags) as server:
         body = b'{"messages": [{"role": "user", "content": "Hi"}], "stream": true, "ignore_eos": true}'
-        request = urllib.request.Request(server.url + "/v1/chat/completions", body)
+        request = urllib.request.Request(
+            server.url + "/v1/chat/completions", body, {"Content-Type": "application/json"}
+        )
         with urllib.request.urlopen(request, timeout=30) as reply:
             lines: list[bytes] = []
             reader = threading.Thread(target=lambda: lines.extend(reply))

@@ -208,3 +208,12 @@ def test_kill_9_during_a_write_leaves_no_half_file(tmp_path: Path) -> None:
         store = archive(tmp_path)
         assert [path.name for path in tmp_path.glob("*.tmp")] == ["live.2.2.tmp"], "somebody is writing this one"
     assert read(store, ids(range(100))) in (None, bytes(900_000))
+
+
+def test_a_clock_that_was_set_back_does_not_make_the_newest_the_oldest(tmp_path: Path) -> None:
+    store = archive(tmp_path, quota=2500)
+    store.write(ids(range(100)), memoryview(payload(1)))
+    for path in files(tmp_path):
+        os.utime(path, (time.time() + 1e8,) * 2)
+    store.write(ids(range(1000, 1100)), memoryview(payload(2)))
+    assert read(store, ids(range(1000, 1100))) == payload(2), "what was written last is what goes last"

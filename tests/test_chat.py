@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from server.chat import CHATML, Chat, ChatMessage
+from server.chat import CHATML, Chat, ChatMessage, ToolCall
 from server.engine.llama import Model
 from server.errors import ContextOverflow, InvalidRequest, ModelFileError
 
@@ -104,3 +104,59 @@ def test_a_template_that_misbehaves_is_an_error_about_the_messages(tiny_model: M
 def test_a_template_that_can_not_be_parsed_is_an_error_about_the_file(tiny_model: Model) -> None:
     with pytest.raises(ModelFileError, match="chat template"):
         Chat("{% for %}", tiny_model.vocab)
+
+
+WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+CALLED = [
+    ChatMessage("user", "Bern?"),
+    ChatMessage("assistant", "", (ToolCall("a", "weather", '{"city": "Bern"}'), ToolCall("b", "weather", "{}"))),
+    ChatMessage("tool", "20 °C", tool_call_id="a"),
+    ChatMessage("tool", "21 °C", tool_call_id="b"),
+]
+IN_QWENS_FORM = """<|im_start|>user
+Bern?<|im_end|>
+<|im_start|>assistant
+<tool_call>
+{"name": "weather", "arguments": {"city": "Bern"}}
+</tool_call>
+<tool_call>
+{"name": "weather", "arguments": {}}
+</tool_call><|im_end|>
+<|im_start|>user
+<tool_response>
+20 °C
+</tool_response>
+<tool_response>
+21 °C
+</tool_response><|im_end|>
+<|im_start|>assistant
+"""
+
+
+def test_a_template_without_tools_gets_them_as_text_in_qwens_form(chat: Chat) -> None:
+    assert chat.render(CALLED) == IN_QWENS_FORM
+    with_tools = chat.render(CALLED, [WEATHER])
+    assert with_tools.endswith(IN_QWENS_FORM) and with_tools.startswith(
+        "<|im_start|>system\nYou are a helpful assistant."
+    )
+    assert '<tools>\n{"type": "function", "function": {"name": "weather"' in with_tools
+    mine = chat.render([ChatMessage("system", "Be brief."), *CALLED], [WEATHER])
+    assert mine.startswith("<|im_start|>system\nBe brief.\n\n# Tools") and mine.count("<|im_start|>system") == 1
+
+
+def test_a_template_that_knows_tools_gets_them_and_calls_with_their_arguments_as_an_object(tiny_model: Model) -> None:
+    template = (
+        "{% for tool in tools %}{{ tool | tojson }};{% endfor %}{% for m in messages %}{% for call in m.tool_calls %}"
+        "{{ call.function.name }}({{ call.function.arguments.city }}){% endfor %}{{ m.tool_call_id }}{% endfor %}"
+    )
+    text = Chat(template, tiny_model.vocab).render(CALLED, [WEATHER])
+    assert text.startswith('{"type": "function"') and text.endswith(";weather(Bern)weather()ab")
+
+
+def test_special_tokens_in_tools_and_calls_stay_text(chat: Chat, tiny_model: Model) -> None:
+    evil = "<|im_end|>"
+    tool = {"type": "function", "function": {"name": "f", "description": evil, "parameters": {evil: [evil]}}}
+    call = ToolCall("a", "f", '{"a": "<|im_e\\u006ed|>"}')
+    messages = [ChatMessage("user", "x"), ChatMessage("assistant", "", (call,)), ChatMessage("tool", evil)]
+    ids = chat.prompt(messages, [tool])
+    assert ids.count(tiny_model.vocab.special[evil]) == 4, "the template's own: system, user, assistant, result"

@@ -9,7 +9,7 @@ import pytest
 
 from server import errors, i18n, templating
 from server.assets import assets
-from server.engine.engine import ModelInfo
+from server.engine.info import ModelInfo
 from server.engine.sampling import SamplingParams
 from server.preferences import Preferences
 from server.templating import STATIC, TEMPLATES, environment, render
@@ -56,7 +56,8 @@ def test_every_error_that_a_reader_may_meet_has_words_for_people() -> None:
     found = [error for error in vars(errors).values() if isinstance(error, type) and issubclass(error, Exception)]
     codes = {error.code for error in found if issubclass(error, errors.SparrowError)}
     # These name a field of a program's request; the page's own script does not send them.
-    assert codes - shown == {"usage_error", "model_file_error", "invalid_request", "invalid_value"}
+    programs = {"invalid_request", "invalid_value", "unsupported_media_type"}
+    assert codes - shown == {"usage_error", "model_file_error"} | programs
 
 
 @pytest.mark.parametrize(
@@ -101,6 +102,7 @@ def test_a_chinese_reader_gets_a_chinese_page() -> None:
         "cpp",
         "Open",
         "WebUI",
+        "OpenAI",
     }
     assert set(re.findall(r"[A-Za-z]{2,}", words)) == ours
 

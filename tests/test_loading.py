@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from server import serving
 from server.app import create_app
 from server.engine.engine import Engine
 from server.engine.loader import open_engine
@@ -61,7 +62,6 @@ def test_the_page_is_there_at_once_and_goes_on_when_the_model_is(model: Model, l
         page = client.get("/c/any", headers=HTML)
         assert page.status_code == 503 and page.headers["retry-after"] == "1"
         assert "The model is loading" in page.text and 'value="0.43"' in page.text
-        assert "script-src 'self'" in page.headers["content-security-policy"]
         script = page.text.partition('src="')[2].partition('"')[0]
         assert "/health" in client.get(script).text
         model.may_end.set()
@@ -95,3 +95,18 @@ def test_a_model_that_can_not_be_loaded_ends_the_server(loading: Loading, model:
     with TestClient(loading):
         assert ended.wait(20)
     assert isinstance(loading.error, ModelFileError) and "none.gguf" in loading.error.message
+
+
+def test_a_mistake_of_ours_while_loading_is_one_line_and_a_bad_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def broken(*_: object, **__: object) -> Engine:
+        raise TypeError("a mistake\nof ours")
+
+    monkeypatch.setattr(serving, "open_engine", broken)
+    settings = Settings(port=0, data_dir=tmp_path, browser=False)
+    with serving.bind(settings) as bound:
+        code = serving.serve(settings, bound, tmp_path / "any.gguf", is_demo=False)
+    said = capsys.readouterr().err.splitlines()
+    assert code == 1 and len(said) == 1
+    assert "TypeError (a mistake of ours) in broken, " in said[0] and "test_loading.py:" in said[0]

@@ -48,3 +48,13 @@ def test_it_follows_a_device_that_gets_hot() -> None:
 def test_alone_a_prompt_is_read_in_full_chunks_and_nothing_is_known_at_first() -> None:
     pace = Pace(0.1, 128)
     assert (pace.n_prefill(False), pace.n_prefill(True)) == (128, LEAST)
+
+
+def test_reading_takes_its_chunks_and_the_turns_between_them() -> None:
+    pace = Pace(0.1, 64)
+    assert pace.reading_s(100, False) is None, "nothing was read yet"
+    pace.observe(40, 0.04)
+    pace.observe(0, 0.02)
+    assert pace.reading_s(800, False) == pytest.approx(0.8)
+    n_turns = 800 / pace.n_prefill(True)
+    assert pace.reading_s(800, True) == pytest.approx(0.8 + n_turns * 0.02)

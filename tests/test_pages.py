@@ -274,7 +274,7 @@ def test_what_people_and_models_write_is_never_markup(client: TestClient) -> Non
 def test_a_full_queue_is_an_error_in_place_that_retry_mends(
     client: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("server.engine.engine.MAX_WAITING", 0)
+    monkeypatch.setattr(client.app_state["engine"]._admission, "_n_queue", 0)
     first, refused = ask(client, "first"), ask(client, "second")
     assert events(listen(client, refused["answer"]))[-1][2]["error"]["code"] == "queue_full"
     (question, answer) = articles(client.get(refused["conversation"]["url"]).text)
@@ -282,6 +282,18 @@ def test_a_full_queue_is_an_error_in_place_that_retry_mends(
     stop(client, first["answer"])
     again = client.post(f"/answers/{answer.id}/retry", json={}).json()["answer"]
     stop(client, again)
+
+
+def test_an_answer_that_took_too_long_says_so_and_goes_on(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(client.app_state["engine"], "_answer_s", 0.1)
+        asked = ask(client)
+        assert events(listen(client, asked["answer"]))[-1][2]["reason"] == "time"
+    answer = articles(client.get(asked["conversation"]["url"]).text)[1]
+    assert "took as long as the settings allow" in answer.note
+    assert client.post(f"/answers/{asked['answer']}/continue", json={}).status_code == 200
+    stop(client, asked["answer"])
+    assert articles(client.get(asked["conversation"]["url"]).text)[1].text.startswith(answer.text[:20])
 
 
 def test_a_disk_that_turned_read_only_ends_the_answer_with_its_reason(client: TestClient) -> None:

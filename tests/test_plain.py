@@ -203,7 +203,7 @@ def test_conversations_are_listed_and_found(browser: PlainBrowser) -> None:
 
 
 def test_an_answer_that_the_server_s_end_has_cut_off_goes_on(tmp_path: Path) -> None:
-    with ServerProcess(["--demo", "--data-dir", str(tmp_path)]) as server:
+    with ServerProcess(["--demo", "--data-dir", str(tmp_path), "--grace-s", "0"]) as server:
         browser = PlainBrowser(server.url)
         form = {**fields(browser.page("/?plain=1"), "messages"), "text": COUNT}
         with slow_motion(server), browser.open("/plain/messages", form) as reply:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -52,7 +53,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_made_loads_and_keeps_the_tensors(tied: Path, tmp_path: Path, quant: str) -> None:
     made = quantize.quantize(tied, tmp_path / "made.gguf", quant)
     Model(made).close()
-    assert len(gguf_file.read(made).tensors) == 26
+    assert len(gguf_file.read(made).tensors) == (27 if quant == "IQ4_NL" else 26)
     assert os.listdir(tmp_path) == ["made.gguf"]
 
 
@@ -65,7 +66,7 @@ def test_the_script_prints_size_rate_time_and_memory(tied: Path) -> None:
     assert "fell back" not in out and "Dropped" not in out
 
 
-@pytest.mark.parametrize("quant", ["IQ4_NL", "Q4_K_M", "F16"])
+@pytest.mark.parametrize("quant", ["Q4_0", "Q4_K_M", "F16"])
 def test_a_duplicate_goes_and_the_rest_is_what_the_tied_model_gives(
     tmp_path: Path, quant: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -78,6 +79,36 @@ def test_a_duplicate_goes_and_the_rest_is_what_the_tied_model_gives(
     ours, theirs = gguf_file.read(one), gguf_file.read(other)
     assert {t.name: t.type.name for t in ours.tensors} == {t.name: t.type.name for t in theirs.tensors}
     assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("output", ["equal", "tied"])
+def test_our_own_mix_has_the_table_twice(
+    tmp_path: Path, output: Literal["equal", "tied"], capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_tiny_model(tmp_path / "source.gguf", n_embd=896, output=output)
+    made = gguf_file.read(quantize.quantize(source, tmp_path / "made.gguf", "IQ4_NL"))
+    table, layer = made.tensor(gguf_file.TOKEN_EMBD), made.tensor(gguf_file.OUTPUT)
+    assert table and layer and (table.type.name, layer.type.name) == ("Q8_0", "IQ4_NL")
+    assert made.meta[gguf_file.REPEATS] is True
+    assert "output.weight is token_embd.weight once more" in capsys.readouterr().out
+    assert sorted(os.listdir(tmp_path)) == ["made.gguf", "source.gguf"]
+
+
+def test_an_output_layer_of_its_own_and_a_type_that_was_asked_for_are_not_mixed(tmp_path: Path) -> None:
+    own = write_tiny_model(tmp_path / "own.gguf", output="different")
+    tied = write_tiny_model(tmp_path / "tied.gguf", output="tied")
+    for made in (
+        quantize.quantize(own, tmp_path / "one.gguf", "IQ4_NL"),
+        quantize.quantize(tied, tmp_path / "other.gguf", "IQ4_NL", token_embedding_type="Q8_0"),
+    ):
+        assert gguf_file.REPEATS not in gguf_file.read(made).meta
+    assert gguf_file.read(tmp_path / "other.gguf").tensor(gguf_file.OUTPUT) is None
+
+
+def test_other_architectures_are_not_mixed(tied: Path) -> None:
+    file = gguf_file.read(tied)
+    gemma = replace(file, meta={**file.meta, "general.architecture": "gemma3"})
+    assert quantize._goes_apart(file, "IQ4_NL", False) and not quantize._goes_apart(gemma, "IQ4_NL", False)
 
 
 def test_an_output_of_its_own_stays(tmp_path: Path) -> None:
@@ -155,15 +186,14 @@ def test_the_script_says_it_in_one_line_and_ends_with_2(tmp_path: Path) -> None:
     assert "is cut off" in err
 
 
-@pytest.mark.parametrize("action", ["dry run", "probe"])
-def test_an_abort_inside_llama_cpp_is_an_error_here(tmp_path: Path, action: Literal["dry run", "probe"]) -> None:
+def test_an_abort_inside_llama_cpp_is_an_error_here(tmp_path: Path) -> None:
     """600 layers are more than llama.cpp can count: it would take the process down."""
     path = write_tiny_model(tmp_path / "tall.gguf")
     content, key = bytearray(path.read_bytes()), b"qwen2.block_count"
     struct.pack_into("<I", content, content.index(key) + len(key) + 4, 600)
     path.write_bytes(content)
     with pytest.raises(UsageError, match="llama.cpp died of SIGABRT: GGML_ASSERT") as caught:
-        quantizer.run(quantizer.Job(action, path))
+        quantizer.run(quantizer.Job("dry run", path))
     assert "\n" not in caught.value.message
 
 

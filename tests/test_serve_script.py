@@ -54,7 +54,7 @@ def test_from_nothing_to_a_server_and_again_without_a_hub(hub: Hub, tmp_path: Pa
     models = tmp_path / "models"
     with ServerProcess(flags(hub, models)) as server:
         assert server.json("/health")["quant"].startswith("IQ4_NL")
-        assert "Dropped output.weight" in server.output
+        assert "output.weight is token_embd.weight once more" in server.output
         assert f"Kept {models / FP16}" in server.output or f"Deleted {FP16}" in server.output
     assert (models / MADE).exists()
     n_requests = len(hub.requests)

@@ -354,6 +354,32 @@ def test_a_cancel_while_the_disk_is_read(tiny_path: Path, tmp_path: Path, monkey
     engine.close()
 
 
+def test_a_system_without_threads_costs_time_and_nothing_else(
+    tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A container has a limit of them. Everybody waits for the engine's own one."""
+    first = started(tiny_path, tmp_path)
+    ask(first, "e" * 200).wait()
+    first.close()
+    start = threading.Thread.start
+
+    def none_left(thread: threading.Thread) -> None:
+        if thread.name in ("snapshots", "fetch"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", none_left)
+    engine = started(tiny_path, tmp_path)
+    assert ask(engine, "e" * 200).wait().usage.n_reused == 199
+    assert ask(engine, "h" * 200).wait().reason == "length"
+    engine.close()
+    assert "thread to save a conversation" in caplog.text
+    (tmp_path / "model-hash.json").unlink()
+    anew = started(tiny_path, tmp_path)
+    assert ask(anew, "i" * 200).wait().reason == "length"
+    anew.close()
+
+
 def test_the_end_does_not_wait_for_a_slow_disk(
     tiny_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

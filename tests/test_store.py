@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import stat
 from collections.abc import Awaitable, Callable
@@ -11,10 +12,10 @@ from typing import TypeVar
 
 import pytest
 
-from server import migrations, rows
-from server.conversations import Page, listed
+from server import branches, migrations, rows
+from server.conversations import Page, delete, listed, purge
 from server.engine.sequence import Usage
-from server.errors import NotFound, StoreFailed, UsageError
+from server.errors import NotFound, StoreBusy, StoreFailed, UsageError
 from server.records import MAX_TITLE, Ending, Failure, Message, Progress, title_of
 from server.store import Store
 
@@ -253,3 +254,56 @@ def test_a_full_disk_is_a_clear_error_and_the_next_write_works(path: Path) -> No
 def test_titles_are_the_first_words(text: str, title: str) -> None:
     assert title_of(text) == title
     assert len(title_of(text)) <= MAX_TITLE + 1
+
+
+def test_what_another_program_holds_is_named_at_the_start(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.store.BUSY_S", 0.05)
+    run(path, lambda store: turn(store, None, "Hi", "ok"))
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        with pytest.raises(UsageError, match="another program holds it; close that one"):
+            run(path, lambda store: turn(store, None, "Ho", "ok"))
+
+
+def test_who_waited_in_vain_keeps_the_next_ones_waiting_less(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And waits again as long as ever once the other program has let go."""
+    monkeypatch.setattr("server.store.BUSY_S", 0.3)
+    monkeypatch.setattr("server.store.STILL_BUSY_S", 0.01)
+
+    async def scenario(store: Store) -> list[int]:
+        patience = []
+        _, answer = await turn(store, None, "Hi", "ok")
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as holder:
+            holder.execute("BEGIN IMMEDIATE")
+            with pytest.raises(StoreBusy, match="close it"):
+                await store.save(answer, Progress("more"))
+            holder.execute("COMMIT")
+        for _ in range(2):
+            patience.append(await store.write(lambda db: int(db.execute("PRAGMA busy_timeout").fetchone()[0])))
+        return patience
+
+    assert run(path, scenario) == [10, 300]
+
+
+def test_deleted_in_a_future_that_was_a_mistake_is_gone_after_the_usual_time(path: Path) -> None:
+    """The clock was set back by years since then."""
+
+    async def scenario(store: Store) -> None:
+        conversation, _ = await turn(store, None, "Hi", "ok")
+        await store.write(delete, "ana", conversation)
+        await store.write(lambda db: db.execute("UPDATE conversations SET deleted_at = deleted_at + 1e8"))
+        assert not await store.write(purge), "it can be undone for ten minutes"
+        await store.write(lambda db: db.execute("UPDATE conversations SET deleted_at = deleted_at - 601"))
+        assert await store.write(purge)
+
+    run(path, scenario)
+
+
+def test_an_answer_that_was_deleted_before_it_could_be_saved_leaves_nothing(path: Path) -> None:
+    async def scenario(store: Store) -> list[tuple[int]]:
+        _, answer = await turn(store, None, "Hi", "ok")
+        await store.write(branches.delete, await store.message("ana", answer))
+        await store.finish(answer, Ending("late", "done", "stop", None, USAGE))
+        return await store.read(lambda db: db.execute("SELECT rowid FROM message_index").fetchall())
+
+    assert run(path, scenario) == [(1,)]

@@ -14,23 +14,40 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     ["scripts"],
     ["server.serving"],
-    ["server.loading"],
+    ["server.stopping"],
+    ["server.loading", "server.guard", "server.announce", "server.connections", "server.unread"],
     ["server.app"],
-    ["server.api", "server.pages"],
+    ["server.api", "server.pages", "server.metrics"],
+    ["server.api.endpoints"],
+    [
+        "server.api.chat",
+        "server.api.completions",
+        "server.api.embeddings",
+        "server.api.llama_server",
+        "server.api.models",
+        "server.api.native",
+        "server.api.openapi",
+        "server.api.responses",
+    ],
+    ["server.api.answering", "server.api.request", "server.api.response_request"],
+    ["server.api.choice", "server.api.messages", "server.api.tools"],
+    ["server.api.parameters", "server.api.prompts", "server.api.shapes", "server.api.tool_splitter"],
+    ["server.api.table"],
+    ["server.api.report"],
     ["server.assets", "server.plain"],
     ["server.transfers"],
     ["server.answer_events", "server.asking", "server.page"],
     ["server.lists"],
-    ["server.posts"],
+    ["server.posts", "server.clients"],
     ["server.session"],
-    ["server.state", "server.api_request", "server.templating"],
-    ["server.answers"],
+    ["server.state", "server.api.errors", "server.templating"],
+    ["server.observe", "server.answers"],
     ["server.runs"],
     ["server.drafts"],
     ["server.prompts"],
     ["server.chat", "server.store", "server.streams", "server.body", "server.i18n", "server.security"],
-    ["server.shelves", "server.imports"],
-    ["server.places"],
+    ["server.shelves", "server.imports", "server.tool_text", "server.chat_template", "server.cors"],
+    ["server.places", "server.access", "server.owners"],
     ["server.conversations"],
     ["server.branches"],
     ["server.rows", "server.migrations"],
@@ -40,31 +57,66 @@ LAYERS = [
     ["server.live", "server.sse"],
     ["server.markdown"],
     ["server.highlight", "server.preferences"],
+    ["server.vetting"],
+    ["server.engine.trial"],
     ["server.engine.loader"],
     ["server.engine.engine"],
-    ["server.engine.request", "server.engine.tune"],
+    ["server.engine.desk"],
+    [
+        "server.engine.request",
+        "server.engine.forecast",
+        "server.engine.tune",
+        "server.engine.rest",
+        "server.engine.overview",
+    ],
     ["server.engine.llama", "server.engine.quantizer", "server.engine.snapshots"],
     ["server.engine.archive"],
+    ["server.engine.sampler", "server.engine.weights"],
     ["server.engine.vocab"],
     ["server.engine.scheduler"],
-    ["server.engine.prefix"],
-    ["server.engine.sequence"],
+    ["server.engine.prefix", "server.engine.chunks"],
+    ["server.engine.constraint", "server.engine.grammar"],
+    ["server.engine.pattern", "server.engine.schemas"],
+    ["server.engine.automaton", "server.engine.beginnings", "server.engine.scores", "server.engine.stats"],
+    ["server.engine.sequence", "server.engine.table", "server.gguf_copy"],
     [
         "server.engine.sampling",
         "server.engine.text",
+        "server.engine.gbnf",
         "server.engine.pace",
+        "server.engine.inbox",
+        "server.engine.info",
+        "server.engine.admission",
         "server.engine.lookup",
         "server.engine.topk",
         "server.settings",
         "server.gguf_file",
         "server.fields",
+        "server.logs",
+        "server.gates",
+        "server.tries",
+        "server.template_sandbox",
     ],
     ["server.errors"],
 ]
 """Top to bottom. A module imports from lower layers only; two of one layer do not know each other."""
 
-NATIVE = {"server.engine.llama", "server.engine.vocab", "server.engine.quantizer"}
-PURE = ["sampling", "pace", "lookup", "topk", "sequence", "text", "prefix", "scheduler"]
+NATIVE = {f"server.engine.{name}" for name in ("llama", "weights", "sampler", "vocab", "quantizer")}
+PURE = [
+    "sampling",
+    "pace",
+    "lookup",
+    "topk",
+    "gbnf",
+    "automaton",
+    "constraint",
+    "grammar",
+    "pattern",
+    "schemas",
+    "scores",
+    "stats",
+]
+PURE += ["pattern", "schemas", "scores", "stats", "sequence", "text", "prefix", "chunks", "scheduler"]
 NOT_IN_ENGINE = {"starlette", "asyncio", "jinja2", "sqlite3", "uvicorn"}
 NOT_IN_PURE = NOT_IN_ENGINE | {"ctypes", "threading", "time", "datetime", "llama_cpp"}
 
@@ -159,3 +211,9 @@ def test_the_main_loop_is_visible() -> None:
     tree = ast.parse((ROOT / "server/engine/engine.py").read_text())
     step = next(function for function in functions(tree) if function.name == "step")
     assert length(step) <= 15
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """pytest would find neither in a run of all, and both alone."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(set(names)) == sorted(names)

@@ -19,6 +19,7 @@ import mmap
 import os
 import struct
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -68,12 +69,18 @@ class Archive:
         self._snapshots: dict[Path, Snapshot] = {}
         self._lock = threading.Lock()
         self._is_failing = False
-        self._fetched: tuple[Snapshot, mmap.mmap] | None = None
+        self._fetched: tuple[Snapshot, memoryview] | None = None
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.chmod(0o700)
         _sweep(folder)
         self._refresh()
         self._trim()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """How many snapshots there are, and the bytes that llama.cpp has in them."""
+        with self._lock:
+            return len(self._snapshots), sum(snapshot.n_bytes for snapshot in self._snapshots.values())
 
     def match(self, tokens: Ids) -> tuple[Snapshot | None, int]:
         """The snapshot that shares most with the beginning of `tokens`, the smallest of equals, and how many tokens."""
@@ -83,23 +90,26 @@ class Archive:
         n, best = max(found, key=lambda one: (one[0], -len(one[1].tokens)), default=(0, None))
         return best if n else None, n
 
-    def read(self, snapshot: Snapshot) -> mmap.mmap | None:
-        """The payload, verified; the snapshot counts as just used. None: it can't be used, and is deleted."""
+    def read(self, snapshot: Snapshot) -> memoryview | None:
+        """The payload, verified; the snapshot counts as just used. None: it can't be used, and is deleted.
+
+        It is read once, so that a bad disk is an error here, and then mapped: new memory for it would take longer
+        than all else, 58 ms of a restart for 15 MB where the system has to find it first.
+        """
         fetched, self._fetched = self._fetched, None
         if fetched and fetched[0] is snapshot:
             return fetched[1]
         try:
             with snapshot.path.open("rb") as file:
                 now = _head(file, snapshot.path, self._key)
-                data = mmap.mmap(-1, max(1, now.n_bytes), mmap.MAP_PRIVATE)  # malloc would keep the memory
-                file.readinto(data)
-            if not np.array_equal(now.tokens, snapshot.tokens) or zlib.crc32(data) != now.checksum:
-                raise _Unusable
-            os.utime(snapshot.path)
+                if not np.array_equal(now.tokens, snapshot.tokens) or _checksum(file) != now.checksum:
+                    raise _Unusable
+                data = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+            self._use(snapshot.path)
         except (OSError, _Unusable):
             self.drop(snapshot)
             return None
-        return data
+        return memoryview(data)[len(data) - now.n_bytes :]
 
     def fetch(self, snapshot: Snapshot) -> None:
         """Have the next read() of it ready: for a thread that may wait for a slow disk."""
@@ -137,6 +147,7 @@ class Archive:
             os.fsync(file.fileno())
             written = _verify(temporary, self._key)
             temporary.replace(path)
+        self._use(path)
         self._refresh()
         for other in [*self._snapshots.values()]:
             if other.path != path and len(other.tokens) - n_common(other.tokens, written.tokens) < MIN_RESTORE:
@@ -159,6 +170,12 @@ class Archive:
                 _delete(path)
         with self._lock:
             self._snapshots = found
+
+    def _use(self, path: Path) -> None:
+        """Its time is the newest of all, also when the clock was set back: else what is written last would go first."""
+        newest = max((at for at, _, other in _sizes(self._folder) if other != path), default=0)
+        at = max(time.time_ns(), newest + 1)
+        os.utime(path, ns=(at, at))
 
     def _trim(self) -> None:
         """Keep the quota; a file's time is when it was last used, so that this outlives the process."""
@@ -202,12 +219,18 @@ def _read_head(path: Path, key: bytes) -> Snapshot:
 def _verify(path: Path, key: bytes) -> Snapshot:
     """Reads all of the file, a piece at a time. Raises OSError or _Unusable."""
     with path.open("rb") as file:
-        snapshot, checksum = _head(file, path, key), 0
-        while piece := file.read(CHUNK):
-            checksum = zlib.crc32(piece, checksum)
-    if checksum != snapshot.checksum:
-        raise _Unusable("what was read is not what was written")
+        snapshot = _head(file, path, key)
+        if _checksum(file) != snapshot.checksum:
+            raise _Unusable("what was read is not what was written")
     return snapshot
+
+
+def _checksum(file: BinaryIO) -> int:
+    """Of all that follows."""
+    checksum, room = 0, memoryview(bytearray(CHUNK))
+    while n := file.readinto(room):  # type: ignore[attr-defined]
+        checksum = zlib.crc32(room[:n], checksum)
+    return checksum
 
 
 @contextlib.contextmanager

@@ -5,46 +5,36 @@ Everybody else calls submit() and Handle.cancel(), which put a command into the 
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from itertools import zip_longest
 
+from server.engine.admission import MAX_QUEUE, Admission
+from server.engine.desk import Desk
+from server.engine.info import ModelInfo
 from server.engine.llama import Context, DecodeStatus, Model
+from server.engine.overview import overview
 from server.engine.pace import Pace
-from server.engine.request import Handle, Request, Sink
+from server.engine.request import Request
+from server.engine.rest import Rest
 from server.engine.sampling import SamplingParams
 from server.engine.scheduler import Batch, Scheduler
-from server.engine.sequence import Event, Finished, FinishReason
+from server.engine.sequence import Embedding, Event, Finished, FinishReason, Progress
 from server.engine.sequence import Sequence as TokenSequence
 from server.engine.snapshots import Snapshots
-from server.errors import ContextOverflow, EngineFailed, QueueFull, ShuttingDown, SparrowError
+from server.engine.stats import Counters, Stats
+from server.errors import EngineFailed, ShuttingDown, SparrowError
 
 log = logging.getLogger("sparrow.engine")
 
 YIELD_S = 1e-6
 """Really 60 µs, in which the event loop gets the GIL and sends: later it would take a core from the next step."""
 
-MAX_WAITING = 32
-"""Requests that may wait for a slot; one more is told to come back later."""
 
-
-@dataclass(frozen=True)
-class ModelInfo:
-    """What is being served. n_ctx: tokens that one conversation may hold."""
-
-    name: str
-    quant: str
-    n_ctx: int
-    is_demo: bool = False
-
-
-class Engine:
+class Engine(Desk):
     """Answers prompts, several in one batch. Lives from start() to close()."""
 
     def __init__(
@@ -56,24 +46,27 @@ class Engine:
         snapshots: Snapshots,
         defaults: SamplingParams | None = None,
         step_s: float = 0.15,
+        rest: Rest | None = None,
+        n_queue: int = MAX_QUEUE,
+        answer_s: float = 0.0,
     ) -> None:
-        """Owns model and context from now on: close() frees them. step_s: see Pace."""
+        """Owns model and context from now on: close() frees them. step_s: see Pace. rest: None never unloads.
+
+        n_queue: requests that may wait for a slot. answer_s: seconds that one may have a slot; 0: any.
+        """
         self.model = info
-        self.vocab = model.vocab
         self.chat_template = model.chat_template
         self.sampling_defaults = defaults or SamplingParams()
         self._model = model
-        self.scheduler = Scheduler(n_slots, info.n_ctx, context, snapshots)
+        self.scheduler = Scheduler(n_slots, info.n_ctx, context, snapshots, 1 + context.n_guesses, context.needs_states)
+        self._pace = Pace(step_s, context.n_batch)
+        super().__init__(model.vocab, info.n_ctx, Admission(n_slots, n_queue), self.scheduler, self._pace, answer_s)
+        self.rest = rest or Rest(model, context, snapshots)
         self._snapshots = snapshots
         self._context = context
-        self._pace = Pace(step_s, context.n_batch)
+        self._counters = Counters()
         self._requests: dict[int, Request] = {}
         self._by_sequence: dict[int, Request] = {}
-        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._lock = threading.Lock()
-        self._n_open = 0
-        self._n_slots = n_slots
-        self._mean_s = 5.0
         self._closing = self._may_interrupt = self._reads_drafts = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -81,38 +74,17 @@ class Engine:
         self._snapshots.start()
         self._thread.start()
 
-    def submit(
-        self, tokens: Sequence[int], params: SamplingParams, sink: Sink, *, resume: Sequence[int] = ()
-    ) -> Handle:
-        """Answer the prompt `tokens`. sink gets TextDelta events, then exactly one Finished.
+    def stats(self) -> Stats:
+        """For any thread; it takes no lock that a step could hold."""
+        return overview(self._counters, self.scheduler, self._snapshots, self.model.n_ctx)
 
-        resume: the tokens of an answer to this prompt that was cut off; it goes on behind them without a seam.
-        Raises ContextOverflow, QueueFull or ShuttingDown, and then sink is never called.
-        """
-        n_ctx = self.model.n_ctx
-        tokens = [*tokens, *resume]
-        if len(tokens) >= n_ctx:
-            raise ContextOverflow(len(tokens), n_ctx)
-        n_most = n_ctx if params.max_tokens is None else params.max_tokens
-        sequence = TokenSequence(tokens, min(n_ctx, len(tokens) + max(1, n_most)), is_draft=n_most == 0)
-        request = Request(sequence, params, sink, shown=b"".join(map(self.vocab.piece, resume)))
-        with self._lock:
-            if self._closing:
-                raise ShuttingDown("The server is shutting down: send the message again when it is back.")
-            if self._n_open >= self._n_slots + MAX_WAITING:
-                raise QueueFull(MAX_WAITING, self._retry_after())
-            self._n_open += 1
-        self._command(lambda: self._add(request))
-        return Handle(request.id, partial(self._cancel_soon, request.id), partial(self.scheduler.progress, sequence))
-
-    def _retry_after(self) -> int:
-        """Seconds until a place is probably free, from the mean length of the last answers."""
-        return max(1, min(60, round(self._mean_s / self._n_slots)))
+    def _progress(self, sequence: TokenSequence) -> Progress:
+        return self.rest.progress(super()._progress(sequence))
 
     def close(self) -> None:
         """End every answer with ShuttingDown, stop the thread, free llama.cpp's memory."""
-        with self._lock:
-            self._closing = True
+        self._admission.refuse()
+        self._closing = True
         self._command(lambda: None)
         self._interrupt()
         if self._thread.is_alive():
@@ -133,40 +105,38 @@ class Engine:
     def _run(self) -> None:
         while not self._closing:
             if not self.scheduler.has_work:
-                self._sleep()
+                self.rest.sleep(self.scheduler, self._inbox)
             self._drain()
-            if self.scheduler.has_work:
+            if self._requests and self.rest.state == "asleep":
+                self._wake()
+            elif self.scheduler.has_work:
                 self._guarded_step()
         self._drain()
         for request in list(self._requests.values()):
             self._finish(request, "error", ShuttingDown("The server was stopped in the middle of this answer."))
         self._snapshots.close(self.scheduler.slots)
 
-    def _sleep(self) -> None:
-        """Idle: see that the books are right, save what should outlive us, and wait for a command."""
-        try:
-            self.scheduler.check_integrity()
-        except AssertionError:
-            log.exception("the slots' books are wrong; all prefixes are forgotten")
-            self.scheduler.slots.reset()
-        for wait_s in self._snapshots.idle(self.scheduler.slots):
-            with contextlib.suppress(queue.Empty):
-                return self._inbox.get(timeout=wait_s)()
+    def _wake(self) -> None:
+        """Load the model for those who came while it was away; who comes or goes meanwhile is heard."""
+        error = self.rest.wake(self._drain)
+        for request in list(self._requests.values()) if error and not self._closing else ():
+            self._finish(request, "error", error)
 
-    def _drain(self) -> None:
-        """Run the commands that are there."""
+    def _drain(self) -> bool:
+        """Run the commands that are there. False: the end has come."""
         self._context.resume()
-        while not self._inbox.empty():
-            self._inbox.get()()
+        self._inbox.run_all()
+        return not self._closing
 
     def _guarded_step(self) -> None:
         """A mistake of ours in one step must not end the thread that everybody waits for."""
         try:
             self.step()
-        except Exception:
+        except Exception as error:
             log.exception("a step failed; its answers end with an error")
+            ours = EngineFailed("Something went wrong inside the server: try again.")
             for sequence in list(self.scheduler.running):
-                self._fail(sequence, EngineFailed("Something went wrong inside the server: try again."))
+                self._fail(sequence, error if isinstance(error, SparrowError) else ours)
 
     def step(self) -> None:
         """One batch: schedule, compute, choose tokens, hand out text."""
@@ -180,7 +150,8 @@ class Engine:
         self.scheduler.commit(batch, sampled)
         for sequence in sampled:
             self._deliver(self._by_sequence[id(sequence)])
-        self._finish_drafts(batch)
+        self._finish_read(batch)
+        self._end_late()
         time.sleep(YIELD_S)
 
     def _compute(self, batch: Batch) -> DecodeStatus:
@@ -190,8 +161,19 @@ class Engine:
         status = self._context.decode(batch)
         self._may_interrupt = self._reads_drafts = False
         if status is DecodeStatus.OK:
-            self._pace.observe(n_prefill, time.monotonic() - began)
+            seconds = time.monotonic() - began
+            self._pace.observe(n_prefill, seconds)
+            self._counters.step(seconds)
+            self._pool(batch)
         return status
+
+    def _pool(self, batch: Batch) -> None:
+        row = 0
+        for span in batch.spans:
+            if span.sequence.is_embedding:
+                states = self._context.states(row, span.n_tokens)
+                self._by_sequence[id(span.sequence)].pool(states, span.sequence.n_past)
+            row += span.n_tokens
 
     def _mark_started(self, batch: Batch) -> None:
         for span in batch.spans:
@@ -209,9 +191,10 @@ class Engine:
     def _choose(self, sequence: TokenSequence, rows: range) -> list[int]:
         """The sequence's next tokens: the guesses that are what would be chosen anyway, and the one after them."""
         request, chosen = self._by_sequence[id(sequence)], list[int]()
-        chain = request.sampler(self.vocab)
         for row, guess in zip_longest(rows, sequence.guesses):
-            token = chain.sample(self._context.logits(row))
+            token = request.choose(self._context.logits(row), self.vocab, self._context.best)
+            if token is None:
+                break
             chosen.append(token)
             is_last = request.show(token, self.vocab) or len(sequence.tokens) + len(chosen) >= sequence.n_max
             if token != guess or is_last:
@@ -221,24 +204,29 @@ class Engine:
 
     def _deliver(self, request: Request) -> None:
         """Hand out the new text, and end the answer where it ends."""
-        reason: FinishReason | None = "stop" if request.has_stopped else "length" if request.sequence.is_full else None
+        reason = request.reason
         if reason:
             request.flush()
         self._emit_text(request, is_last=reason is not None)
         if reason:
-            self._finish(request, reason)
+            self._finish(request, reason, request.error)
 
-    def _finish_drafts(self, batch: Batch) -> None:
+    def _finish_read(self, batch: Batch) -> None:
         for span in batch.spans:
-            if span.sequence.is_draft and not span.sequence.n_pending:
-                self._finish(self._by_sequence[id(span.sequence)], "length")
+            request = self._by_sequence.get(id(span.sequence))
+            if request is None or span.sequence.n_pending:
+                continue
+            if span.sequence.is_embedding:
+                self._emit(request, request.embedding())
+            if span.sequence.is_draft or span.sequence.is_embedding:
+                self._finish(request, "stop" if span.sequence.is_embedding else "length")
 
     def _emit_text(self, request: Request, *, is_last: bool) -> None:
         delta = request.take(is_last=is_last)
         if delta is not None:
             self._emit(request, delta)
 
-    def _emit(self, request: Request, event: Event) -> None:
+    def _emit(self, request: Request, event: Event | Embedding) -> None:
         try:
             request.sink(event)
         except Exception:
@@ -247,11 +235,20 @@ class Engine:
     def _add(self, request: Request) -> None:
         self._requests[request.id] = self._by_sequence[id(request.sequence)] = request
         fetched = partial(self._command, lambda: self._enqueue(request))
-        self._snapshots.fetch(request.sequence.tokens, self.scheduler.slots, fetched)
+        if request.sequence.is_embedding:  # all of it has to be read
+            return fetched()
+        try:
+            self._snapshots.fetch(request.sequence.tokens, self.scheduler.slots, fetched)
+        except Exception:  # whoever asked would wait for ever; without what the disk holds it is only slower
+            log.exception("what is kept on disk could not be looked through")
+            fetched()
 
     def _enqueue(self, request: Request) -> None:
         if request.id in self._requests:  # not cancelled while the disk was read
+            if id(request.sequence.after) not in self._by_sequence:
+                request.sequence.after = None
             self.scheduler.add(request.sequence)
+            self._forecast.coming.pop(request.id, None)
 
     def _cancel_soon(self, request_id: int) -> None:
         self._command(lambda: self._cancel(request_id))
@@ -260,20 +257,29 @@ class Engine:
     def _cancel(self, request_id: int) -> None:
         request = self._requests.get(request_id)
         if request is not None:
-            request.flush()
-            self._emit_text(request, is_last=True)
-            self._finish(request, "cancelled")
+            self._break_off(request, "cancelled")
+
+    def _break_off(self, request: Request, reason: FinishReason) -> None:
+        """It ends here, whatever it was about to say."""
+        request.flush()
+        self._emit_text(request, is_last=True)
+        self._finish(request, reason)
+
+    def _end_late(self) -> None:
+        for sequence in [*self.scheduler.running, *self.scheduler.drafts]:
+            if self._by_sequence[id(sequence)].is_late:
+                self._break_off(self._by_sequence[id(sequence)], "time")
 
     def _finish(self, request: Request, reason: FinishReason, error: SparrowError | None = None) -> None:
         """The only place where an answer ends: slot, bookkeeping, sampler, terminal event."""
         self.scheduler.remove(request.sequence)
         del self._requests[request.id], self._by_sequence[id(request.sequence)]
+        self._forecast.coming.pop(request.id, None)
         request.close()
-        with self._lock:
-            self._n_open -= 1
         usage = request.usage()
-        if reason in ("stop", "length") and not request.sequence.is_draft:
-            self._mean_s += 0.2 * (usage.prompt_s + usage.decode_s - self._mean_s)
+        self._counters.finish(reason, usage, is_draft=request.sequence.is_draft)
+        is_typical = reason in ("stop", "length") and usage.n_completion > 0
+        self._admission.leave(request.sequence.client, usage.prompt_s + usage.decode_s if is_typical else None)
         self._emit(request, Finished(reason, usage, error))
 
     def _recover(self, status: DecodeStatus, batch: Batch) -> None:

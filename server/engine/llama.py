@@ -1,4 +1,4 @@
-"""llama.cpp behind few verbs and typed results: Model, Context, SamplerChain; with vocab.py the door to native code.
+"""llama.cpp behind few verbs and typed results: Model, Context; with vocab.py and sampler.py the door to native code.
 
 Facts that this file rests on (llama-cpp-python 0.3.36): llama_decode returns 1 when the KV cache has no room and has
 then changed nothing; llama_get_logits_ith takes the row of the batch; n_ctx is rounded up, so it is read back.
@@ -9,39 +9,21 @@ from __future__ import annotations
 import ctypes
 import enum
 import mmap
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import llama_cpp
 import numpy as np
 
-from server.engine.sampling import SamplingParams, Stage, n_candidates
 from server.engine.scheduler import Batch
-from server.engine.topk import Logits, top_ids
+from server.engine.table import open_table
+from server.engine.topk import Best, Logits
 from server.engine.vocab import Vocab
+from server.engine.weights import identity, last_error, load
 from server.errors import EngineFailed, ModelFileError, UsageError
 
-_CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])
-"""llama_token_data, so that an array of candidates is what llama.cpp reads and writes."""
-
 _BYTES = ctypes.POINTER(ctypes.c_uint8)
-
-_log_lines: list[str] = []
-
-
-@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
-def _keep_log(level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
-    """llama.cpp's warnings and errors are kept, to say why a load failed; a person is not shown its chatter."""
-    if level in (2, 3):
-        _log_lines.append(text.decode("utf-8", "replace").strip())
-        del _log_lines[:-50]
-
-
-def _last_error(default: str) -> str:
-    return next((line for line in reversed(_log_lines) if line), default)
-
 
 _IS_SET = ctypes.cast(ctypes.CDLL(None).strlen, llama_cpp.ggml_abort_callback)
 """llama.cpp asks after each of some 800 operations whether to stop. A Python function would take the GIL each time and
@@ -59,34 +41,45 @@ class DecodeStatus(enum.Enum):
 
 
 class Model:
-    """The weights of one GGUF, in memory and not mapped: repacked weights would count twice (482 instead of 672 MB)."""
+    """The weights of one GGUF, in memory and not mapped: repacked weights would count twice (482 instead of 672 MB).
+
+    Only where the output layer is a copy of the table, the table stays in the file: 78 MB less than one for both.
+    """
 
     def __init__(self, path: Path, on_progress: Callable[[float], bool] = lambda _: True) -> None:
         """Raises ModelFileError. on_progress: called with 0.0 … 1.0 while loading; False stops it."""
-        llama_cpp.llama_log_set(_keep_log, ctypes.c_void_p(0))
-        params = llama_cpp.llama_model_default_params()
-        params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
-        params.n_gpu_layers = 0
-        raised: list[BaseException] = []
-
-        def progress(done: float, _user_data: object) -> bool:
-            try:
-                return on_progress(done)
-            except BaseException as error:  # Ctrl-C arrives here, and ctypes would only print it
-                raised.append(error)
-                return False
-
-        params.progress_callback = llama_cpp.llama_progress_callback(progress)
-        _log_lines.clear()
-        self._model = llama_cpp.llama_model_load_from_file(os.fsencode(path), params)
-        if raised:
-            raise raised[0]
-        if not self._model:
-            raise ModelFileError(f"{path}: llama.cpp can't load it: {_last_error('no reason given')}")
+        self._identity = identity(path)
+        self.table = open_table(path)
+        try:
+            self._model: int | None = load(path, on_progress, mapped=self.table is not None)
+        except BaseException:
+            self._close_table()
+            raise
         self.path = path
         self.vocab = Vocab(llama_cpp.llama_model_get_vocab(self._model))
         self.n_ctx_train = int(llama_cpp.llama_model_n_ctx_train(self._model))
         self.n_bytes = int(llama_cpp.llama_model_size(self._model))
+
+    def unload(self, close_contexts: Callable[[], None]) -> None:
+        """Free the weights and keep what tokenizes. Raises ModelFileError, and changes nothing, when the file is not
+        what it was."""
+        remains = load(self._unchanged(), lambda _: True, vocab_only=True)
+        close_contexts()
+        self._replace(remains)
+
+    def reload(self, on_progress: Callable[[float], bool]) -> None:
+        """Have the weights again. Raises ModelFileError, and stays without them then."""
+        self._replace(load(self._unchanged(), on_progress, mapped=self.table is not None))
+
+    def _unchanged(self) -> Path:
+        if identity(self.path) != self._identity:
+            raise ModelFileError(f"{self.path} is not the file any more that this server began with: start it again.")
+        return self.path
+
+    def _replace(self, model: int) -> None:
+        old, self._model = self._model, model
+        self.vocab.move(llama_cpp.llama_model_get_vocab(model))
+        llama_cpp.llama_model_free(old)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -124,6 +117,12 @@ class Model:
             self.vocab.close()
             llama_cpp.llama_model_free(self._model)
             self._model = None
+        self._close_table()
+
+    def _close_table(self) -> None:
+        if self.table:
+            self.table.close()
+            self.table = None
 
 
 @dataclass(frozen=True)
@@ -152,29 +151,49 @@ class Context:
 
     def __init__(self, model: Model, params: ContextParams) -> None:
         """Raises UsageError when the memory for the KV cache can't be had."""
+        self._model, self._params = model, params
+        self._threads = params.n_threads, params.n_threads
         self.n_batch = params.n_batch
         self.n_guesses, self.kv_unified = params.n_guesses, params.kv_unified
         self._n_outputs = params.n_slots + params.n_guesses
+        self._table = model.table
+        self.needs_states = model.table is not None
+        """Logits are made better by the states of their rows, which llama.cpp gives for all rows of a batch or none."""
+        self.best: Best | None = None
+        """Of the logits that were asked for last, where they are known."""
         self.n_vocab = model.vocab.n_tokens
-        self._ctx = llama_cpp.llama_init_from_model(model._model, _native_params(params))
-        if not self._ctx:
-            raise UsageError(f"--ctx {params.n_ctx} --slots {params.n_slots}: llama.cpp refused: {_last_error('?')}")
-        self._memory = llama_cpp.llama_get_memory(self._ctx)
+        self.n_embd = int(llama_cpp.llama_model_n_embd(model._model))
         self._interrupt = ctypes.create_string_buffer(2)
-        llama_cpp.llama_set_abort_callback(self._ctx, _IS_SET, ctypes.addressof(self._interrupt))
-        self._batch = llama_cpp.llama_batch_init(params.n_batch, 0, 1)
+        self.open()
         self.n_ctx = int(llama_cpp.llama_n_ctx_seq(self._ctx))
         """Tokens per slot, as llama.cpp rounded it: at least what was asked for."""
+
+    def open(self) -> None:
+        """All native memory, empty; after close() once more, when the model is loaded again. Raises UsageError."""
+        params = self._params
+        self._ctx = llama_cpp.llama_init_from_model(self._model._model, _native_params(params))
+        if not self._ctx:
+            raise UsageError(f"--ctx {params.n_ctx} --slots {params.n_slots}: llama.cpp refused: {last_error('?')}")
+        self._embeds = False
+        self._memory = llama_cpp.llama_get_memory(self._ctx)
+        llama_cpp.llama_set_abort_callback(self._ctx, _IS_SET, ctypes.addressof(self._interrupt))
+        llama_cpp.llama_set_n_threads(self._ctx, *self._threads)
+        self._batch = llama_cpp.llama_batch_init(params.n_batch, self.n_embd if self._table else 0, 1)
 
     def decode(self, batch: Batch) -> DecodeStatus:
         """Compute the batch (at most n_batch tokens). Logits of its sampled rows are valid until the next decode."""
         assert batch.n_tokens <= self.n_batch and batch.n_logits <= self._n_outputs, "llama.cpp would abort the process"
         self._fill(batch)
+        embeds = batch.is_embedding or (self.needs_states and batch.n_logits == batch.n_tokens)
+        if embeds != self._embeds:
+            self._embeds = embeds
+            llama_cpp.llama_set_embeddings(self._ctx, self._embeds)
         code = llama_cpp.llama_decode(self._ctx, self._batch)
         return DecodeStatus(code) if code in (0, 1, 2) else DecodeStatus.FAILED
 
     def set_threads(self, n_decode: int, n_prefill: int) -> None:
         """For single tokens and for batches of more."""
+        self._threads = n_decode, n_prefill
         llama_cpp.llama_set_n_threads(self._ctx, n_decode, n_prefill)
 
     def interrupt(self) -> None:
@@ -186,22 +205,40 @@ class Context:
         self._interrupt.value = b""
 
     def _fill(self, batch: Batch) -> None:
-        native, row = self._batch, 0
+        native, tokens = self._batch, list[int]()
         for span in batch.spans:
             sequence = span.sequence
             for at, token in enumerate(sequence.upcoming(span.n_tokens), sequence.n_past):
-                native.token[row], native.pos[row] = token, at
-                native.n_seq_id[row], native.seq_id[row][0] = 1, sequence.slot
+                row = len(tokens)
+                tokens.append(token)
+                native.pos[row], native.n_seq_id[row], native.seq_id[row][0] = at, 1, sequence.slot
                 native.logits[row] = at >= sequence.n_past + span.n_tokens - span.n_logits
-                row += 1
-        native.n_tokens = row
+        native.n_tokens = len(tokens)
+        if self._table:
+            rows = self._table.rows(tokens)
+            ctypes.memmove(native.embd, rows.ctypes.data, rows.nbytes)
+        else:
+            ctypes.memmove(native.token, (ctypes.c_int32 * len(tokens))(*tokens), 4 * len(tokens))
 
     def logits(self, row: int) -> Logits:
         """[n_vocab], llama.cpp's own memory: valid and writable until the next decode."""
         pointer = llama_cpp.llama_get_logits_ith(self._ctx, row)
         if not pointer:
             raise EngineFailed("llama.cpp gave no logits for a row that asked for them: please report this.")
-        return np.ctypeslib.as_array(pointer, shape=(self.n_vocab,))
+        logits = np.ctypeslib.as_array(pointer, shape=(self.n_vocab,))
+        self.best = self._table.correct(logits, self._state(row)) if self._table and self._embeds else None
+        return logits
+
+    def states(self, row: int, n: int) -> Logits:
+        """[n, n_embd]: what the model made of the tokens in n rows of an embedding's batch; a copy."""
+        return np.stack([self._state(at) for at in range(row, row + n)])
+
+    def _state(self, row: int) -> Logits:
+        """[n_embd], llama.cpp's own memory."""
+        pointer = llama_cpp.llama_get_embeddings_ith(self._ctx, row)
+        if not pointer:
+            raise EngineFailed("llama.cpp gave no embeddings for a row that asked for them: please report this.")
+        return np.ctypeslib.as_array(pointer, shape=(self.n_embd,))
 
     def truncate(self, slot: int, keep: int) -> bool:
         return bool(llama_cpp.llama_memory_seq_rm(self._memory, slot, keep, -1))
@@ -220,7 +257,7 @@ class Context:
         n = llama_cpp.llama_state_seq_get_data(self._ctx, data.ctypes.data_as(_BYTES), len(data), slot)
         return data[:n].data
 
-    def load(self, slot: int, data: bytes | memoryview | mmap.mmap) -> bool:
+    def load(self, slot: int, data: bytes | memoryview) -> bool:
         """False: the slot is empty. Only bytes that save() gave: llama.cpp ends the process over others."""
         pointer = np.frombuffer(data, dtype=np.uint8).ctypes.data_as(_BYTES)
         if llama_cpp.llama_state_seq_set_data(self._ctx, pointer, len(data), slot):
@@ -229,6 +266,8 @@ class Context:
         return False
 
     def n_held(self, slot: int) -> int:
+        if self._ctx is None:  # closed: it holds nothing
+            return 0
         return int(llama_cpp.llama_memory_seq_pos_max(self._memory, slot)) + 1
 
     def close(self) -> None:
@@ -254,51 +293,3 @@ def _native_params(params: ContextParams) -> llama_cpp.llama_context_params:
     if params.exact:
         native.type_k = native.type_v = llama_cpp.GGML_TYPE_F32
     return native
-
-
-_INIT: dict[str, Callable[..., object]] = {
-    "top_k": llama_cpp.llama_sampler_init_top_k,
-    "top_p": llama_cpp.llama_sampler_init_top_p,
-    "min_p": llama_cpp.llama_sampler_init_min_p,
-    "temp": llama_cpp.llama_sampler_init_temp,
-    "greedy": llama_cpp.llama_sampler_init_greedy,
-    "dist": llama_cpp.llama_sampler_init_dist,
-}
-
-
-class SamplerChain:
-    """llama.cpp's samplers for one answer, with their state (the last tokens, the random numbers)."""
-
-    def __init__(self, vocab: Vocab, params: SamplingParams, stages: Sequence[Stage]) -> None:
-        self._banned = np.array(sorted(vocab.eog), dtype=np.int64) if params.ignore_eos else None
-        self._n_candidates = n_candidates(params)
-        self._chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
-        for name, arguments in stages:
-            if name == "penalties":
-                link = llama_cpp.llama_sampler_init_penalties(vocab.n_tokens, *arguments)
-            else:
-                link = _INIT[name](*arguments)
-            llama_cpp.llama_sampler_chain_add(self._chain, link)
-
-    def accept(self, token: int) -> None:
-        """`token` has become part of the sequence: the penalties count it."""
-        llama_cpp.llama_sampler_accept(self._chain, token)
-
-    def sample(self, logits: Logits) -> int:
-        """The next token; it is accepted too. `logits` may be changed."""
-        if self._banned is not None:
-            logits[self._banned] = -np.inf
-        ids = top_ids(logits, self._n_candidates)
-        candidates = np.empty(len(ids), dtype=_CANDIDATE)
-        candidates["id"], candidates["logit"] = ids, logits[ids]
-        data = candidates.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token_data))
-        array = llama_cpp.llama_token_data_array(data=data, size=len(ids), selected=-1, sorted=False)
-        llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
-        token = int(array.data[array.selected].id)
-        self.accept(token)
-        return token
-
-    def close(self) -> None:
-        if self._chain:
-            llama_cpp.llama_sampler_free(self._chain)
-            self._chain = None

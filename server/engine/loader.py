@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import platform
 import re
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from server.engine import tune
-from server.engine.engine import Engine, ModelInfo
+from server.engine.admission import MAX_QUEUE
+from server.engine.engine import Engine
+from server.engine.info import ModelInfo
 from server.engine.llama import Context, ContextParams, Model
 from server.engine.lookup import N_MOST
+from server.engine.rest import Rest
 from server.engine.sampling import SamplingParams
 from server.engine.snapshots import Snapshots
+from server.engine.table import n_loaded_bytes
 from server.errors import SparrowError, UsageError
 
 TINY_BYTES = 64_000_000
@@ -36,19 +41,25 @@ def open_engine(
     n_slots: int,
     n_threads: int = 0,
     step_s: float = 0.15,
+    n_queue: int = MAX_QUEUE,
+    answer_s: float = 0.0,
     tuned: Path | None = None,
     is_demo: bool = False,
     snapshots: Path | None = None,
     snapshot_bytes: int = 0,
+    idle_s: float = 0.0,
     on_progress: Callable[[float], bool] = lambda _: True,
 ) -> Engine:
     """Load the model and allocate its KV cache (n_slots × n_ctx tokens). Not started yet.
 
     n_threads: 0 takes what is fastest here, chunks and KV cache too; it is measured once and kept in the file `tuned`.
+    idle_s: after so many seconds without a request the memory is freed until the next one; 0 keeps it.
+    n_queue: requests that may wait for a slot. answer_s: seconds that one may have it; 0: any.
     snapshots: the folder where idle conversations are kept, snapshot_bytes of them at most; None keeps none.
 
     Raises ModelFileError for the file, UsageError when n_ctx or the memory does not fit.
     """
+    began = time.monotonic()
     _check_weights(path)
     model = Model(path, on_progress)
     try:
@@ -69,7 +80,9 @@ def open_engine(
         raise
     info = ModelInfo(path.stem, model.quant, n_ctx, is_demo)
     kept = Snapshots(context, snapshots, path, params.kv_format, n_ctx, snapshot_bytes)
-    return Engine(model, context, info, n_slots, kept, sampling_defaults(model), step_s)
+    n_kv = n_ctx * n_slots * model.kv_bytes_per_token
+    rest = Rest(model, context, kept, idle_s, time.monotonic() - began, lambda: _check_weights(path, n_kv))
+    return Engine(model, context, info, n_slots, kept, sampling_defaults(model), step_s, rest, n_queue, answer_s)
 
 
 def _choice(model: Model, path: Path, n_slots: int, n_threads: int, tuned: Path | None) -> tune.Choice:
@@ -94,9 +107,9 @@ def sampling_defaults(model: Model) -> SamplingParams:
     return replace(SamplingParams(), **numbers)  # type: ignore[arg-type]
 
 
-def _check_weights(path: Path) -> None:
-    """Loading more than there is would end in the kernel's hands, without a word."""
-    free, needed = available_bytes(), path.stat().st_size if path.exists() else 0
+def _check_weights(path: Path, n_more: int = 0) -> None:
+    """Loading more than there is would end in the kernel's hands, without a word. n_more: bytes for conversations."""
+    free, needed = available_bytes(), n_loaded_bytes(path) + n_more
     if free is not None and needed > free:
         raise UsageError(
             f"{path.name} takes {needed / 1e6:,.0f} MB and {free / 1e6:,.0f} MB of memory are free: "

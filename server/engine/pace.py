@@ -42,6 +42,13 @@ class Pace:
         n = int((self._budget_s - (self._decode_s or 0.0)) / self._token_s)
         return min(self._n_most, max(LEAST, n // TILE * TILE))
 
+    def reading_s(self, n_tokens: int, is_read_along: bool) -> float | None:
+        """Seconds that so many prompt tokens will take, decode steps between their chunks too; None: unknown yet."""
+        if self._token_s is None:
+            return None
+        n_turns = n_tokens / self.n_prefill(True) if is_read_along else 0.0
+        return n_tokens * self._token_s + n_turns * (self._decode_s or 0.0)
+
 
 def _mean(mean: float | None, newest: float) -> float:
     return newest if mean is None else mean + FRESH * (newest - mean)

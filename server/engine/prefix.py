@@ -14,6 +14,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from server.engine.stats import SlotInfo
+
 MIN_COPY = 16
 """Tokens that a copy must save: copying a slot takes 10 to 20 ms here, reading 16 tokens four times as much."""
 
@@ -90,6 +92,10 @@ class _Slot:
     def n_common(self, tokens: Ids) -> int:
         return n_common(self.ids[: self.n], tokens)
 
+    def info(self, at: int) -> SlotInfo:
+        n, n_said = self.n, self.n_said
+        return SlotInfo(at, "busy" if self.busy else "idle" if n else "empty", n, not self.busy and n > n_said)
+
 
 class SlotTable:
     """Claims and releases slots, and keeps `memory` in step. Not thread-safe: the engine's thread owns it."""
@@ -110,18 +116,18 @@ class SlotTable:
         wanted = np.asarray(tokens, dtype=np.int32)
         return max((slot.n_common(wanted) for slot in self._slots if not slot.busy), default=0)
 
-    def claim(self, tokens: Tokens[int]) -> Claim:
+    def claim(self, tokens: Tokens[int], *, anew: bool = False) -> Claim:
         """Take a free slot for `tokens`, the one that wastes least, and forget in it what does not belong to them.
 
-        At most len(tokens) - 1 are kept: one token has to be evaluated to have logits. There must be a free slot;
-        whoever claims must release or fail it.
+        anew: all of them have to be evaluated. Else at most len(tokens) - 1 are kept: one token has to be evaluated to
+        have logits. There must be a free slot; whoever claims must release or fail it.
         """
-        wanted = np.asarray(tokens, dtype=np.int32)
-        at = self._longest_unused() if self.is_missed(wanted) else self._choose(wanted)
+        wanted = np.asarray(() if anew else tokens, dtype=np.int32)
+        at = self._longest_unused() if anew or self.is_missed(wanted) else self._choose(wanted)
         slot = self._slots[at]
         if not self._restore_longer_prefix(at, wanted):
             self._copy_longer_prefix(at, wanted)
-        keep = min(slot.n_common(wanted), len(wanted) - 1)
+        keep = max(0, min(slot.n_common(wanted), len(wanted) - 1))
         if keep < slot.n and not (keep and self._memory.truncate(at, keep)):
             self._memory.clear(at)
             keep = 0
@@ -241,6 +247,10 @@ class SlotTable:
         """A copy of the slot's tokens."""
         slot = self._slots[at]
         return [int(token) for token in slot.ids[: slot.n]]
+
+    def infos(self) -> tuple[SlotInfo, ...]:
+        """How the slots stand; for any thread."""
+        return tuple(slot.info(at) for at, slot in enumerate(self._slots))
 
     def is_busy(self, at: int) -> bool:
         return self._slots[at].busy

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import llama_cpp
 
 from server.errors import UsageError
-from server.gguf_file import TYPES
+from server.gguf_file import REPEATS, TYPES
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -65,15 +65,17 @@ def embedding_type(name: str) -> str:
 class Job:
     """One call of llama.cpp. n_threads 0: all cores.
 
-    verify: load `source` and check every weight; probe: its metadata and shapes only, which takes no time.
+    verify: load `source` and check every weight.
     """
 
-    action: Literal["quantize", "dry run", "verify", "probe"]
+    action: Literal["quantize", "dry run", "verify"]
     source: Path
     target: Path = Path()
     quant: str = "F16"
     token_embedding_type: str | None = None
     output_type: str | None = None
+    repeats: bool = False
+    """Note in the file that its output.weight is made of token_embd.weight."""
     n_threads: int = 0
     max_buffer_bytes: int = 64 << 20
 
@@ -167,6 +169,11 @@ def _params(job: Job) -> Any:
     params.dry_run = job.action == "dry run"
     params.token_embedding_type = EMBEDDING_TYPES.get(job.token_embedding_type or "", _KEEP)
     params.output_tensor_type = EMBEDDING_TYPES.get(job.output_type or "", _KEEP)
+    if job.repeats:
+        params.kv_overrides = (llama_cpp.llama_model_kv_override * 2)()  # the second one is the end
+        params.kv_overrides[0].tag = llama_cpp.LLAMA_KV_OVERRIDE_TYPE_BOOL
+        params.kv_overrides[0].key = REPEATS.encode()
+        params.kv_overrides[0].value.val_bool = True
     return params
 
 
@@ -176,11 +183,9 @@ def _quantize(job: Job) -> int:
 
 
 def _verify(job: Job) -> int:
-    """Load it as a server would, with every block of weights checked for numbers that are none; or its shapes alone."""
+    """Load it as a server would, with every block of weights checked for numbers that are none."""
     params = llama_cpp.llama_model_default_params()
-    params.check_tensors = job.action == "verify"
-    if job.action == "probe":
-        params.no_alloc, params.load_mode = True, llama_cpp.LLAMA_LOAD_MODE_NONE
+    params.check_tensors = True
     params.use_extra_bufts = False
     model = llama_cpp.llama_model_load_from_file(os.fsencode(job.source), params)
     if not model:
@@ -195,7 +200,7 @@ def main(text: str) -> int:
     given = json.loads(text)
     job = Job(**{**given, "source": Path(given["source"]), "target": Path(given["target"])})
     llama_cpp.llama_log_set(_SAY, ctypes.c_void_p(0))
-    failed = _verify(job) if job.action in ("verify", "probe") else _quantize(job)
+    failed = _verify(job) if job.action == "verify" else _quantize(job)
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     print(json.dumps(f"\npeak {peak}\n"), flush=True)

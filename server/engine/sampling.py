@@ -14,6 +14,12 @@ from server.errors import InvalidField
 MAX_STOPS = 4
 """As many stop strings as OpenAI's API takes."""
 
+MAX_LOGPROBS = 20
+"""As many alternatives for each token as OpenAI's API gives."""
+
+MAX_GRAMMAR = 100_000
+"""Characters of a grammar."""
+
 PENALTY_LAST_N = 64
 """How many of the last tokens the penalties look at; llama.cpp's own default."""
 
@@ -40,6 +46,15 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     """Never choose a token that ends the answer: for measurements of a fixed length."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """(token id, what is added to its logit before anything else: -100 to 100)."""
+    grammar: str = ""
+    """GBNF with a rule `root` that the whole answer follows; "" leaves it free."""
+    grammar_trigger: str = ""
+    """The grammar begins only where the answer comes to contain this text, and describes it from there on, the text
+    included; "" begins at once. From there on no stop string is looked for."""
+    logprobs: int | None = None
+    """How many alternatives each token's log probability comes with, 0 to 20; None: no log probabilities."""
 
     def __post_init__(self) -> None:
         _check(self.max_tokens is None or self.max_tokens >= 0, "max_tokens", self.max_tokens, "0 or more")
@@ -53,6 +68,13 @@ class SamplingParams:
         _check(self.seed is None or -(2**63) <= self.seed < 2**63, "seed", self.seed, "a 64-bit whole number")
         _check(len(self.stop) <= MAX_STOPS, "stop", len(self.stop), f"at most {MAX_STOPS} strings")
         _check(all(self.stop), "stop", '""', "strings that are not empty")
+        for token, bias in self.logit_bias:
+            _check(-100.0 <= bias <= 100.0, "logit_bias", f"{bias} for token {token}", "between -100 and 100")
+        n_alternatives = self.logprobs or 0
+        _check(0 <= n_alternatives <= MAX_LOGPROBS, "logprobs", self.logprobs, f"0 to {MAX_LOGPROBS}")
+        n_letters = len(self.grammar)
+        _check(n_letters <= MAX_GRAMMAR, "grammar", f"{n_letters} characters", f"at most {MAX_GRAMMAR}")
+        _check(bool(self.grammar or not self.grammar_trigger), "grammar_trigger", "without a grammar", "a grammar, too")
 
     @property
     def has_penalties(self) -> bool:

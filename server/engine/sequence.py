@@ -13,10 +13,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 if TYPE_CHECKING:
     from server.errors import SparrowError
 
-FinishReason = Literal["stop", "length", "cancelled", "error"]
+FinishReason = Literal["stop", "length", "time", "cancelled", "error"]
+"""stop: the model or a stop string ended it; length: it has the most tokens that it may have; time: it took the most
+seconds that it may take."""
 
 _arrivals = itertools.count()
 
@@ -24,12 +29,25 @@ _arrivals = itertools.count()
 class Sequence:
     """A prompt and what was sampled after it. `slot` is the llama.cpp sequence id it runs in, None while it waits."""
 
-    def __init__(self, prompt: Iterable[int], n_max: int, *, is_draft: bool = False) -> None:
+    def __init__(
+        self,
+        prompt: Iterable[int],
+        n_max: int,
+        *,
+        is_draft: bool = False,
+        is_embedding: bool = False,
+        client: str = "",
+    ) -> None:
         """prompt: at least one token id. n_max: most tokens that the sequence may come to hold, prompt included.
 
         is_draft: only to be read, so that it is in a slot when it is asked for; nobody waits for it.
+        is_embedding: only to be read, and what the model makes of each token is wanted. client: whose it is.
         """
         self.is_draft = is_draft
+        self.is_embedding = is_embedding
+        self.client = client
+        self.after: Sequence | None = None
+        """One with the same prompt, which is read once: this one begins when that one has."""
         self.tokens = list(prompt)
         self.n_prompt = len(self.tokens)
         self.n_max = n_max
@@ -48,9 +66,13 @@ class Sequence:
         return len(self.tokens) - self.n_past
 
     @property
+    def may_begin(self) -> bool:
+        return self.after is None or self.after.n_completion > 0
+
+    @property
     def is_decoding(self) -> bool:
-        """One token is left to evaluate, and it is a sampled one: its row is what a reader waits for."""
-        return self.n_pending == 1 and len(self.tokens) > self.n_prompt
+        """One token is left to evaluate: its row is what a reader waits for."""
+        return self.n_pending == 1 and not self.is_draft and not self.is_embedding
 
     @property
     def n_completion(self) -> int:
@@ -89,6 +111,10 @@ class Progress:
     n_done: int
     """Prompt tokens that are read, or need no reading."""
     n_prompt: int
+    left_s: float | None = None
+    """Estimated seconds until the first token; None: nobody can tell yet."""
+    loading_s: float | None = None
+    """Estimated seconds until the model, which was unloaded while idle, is in memory again; None: it is."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +130,19 @@ class Usage:
     decode_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A chosen token, its bytes, and its natural log probability before anything but the model had a say."""
+
+    token: int
+    piece: bytes
+    logprob: float
+    at: int = 0
+    """Characters of the answer before its text."""
+    top: tuple[tuple[int, bytes, float], ...] = ()
+    """The most probable tokens in its place, most probable first: (id, bytes, log probability)."""
+
+
 @dataclass(frozen=True)
 class TextDelta:
     """Text that may be shown: it ends on a whole character, and no part of it can still become a stop string."""
@@ -111,6 +150,16 @@ class TextDelta:
     text: str
     tokens: tuple[int, ...] = ()
     """The sampled tokens since the last delta. All of an answer's together are what it can be resumed from."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """Of the tokens whose text this is, if the request asked for them; a token that is shown in parts comes with its
+    first."""
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """vector: [n_embd] of length 1, the mean of what the model makes of each token."""
+
+    vector: npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import mmap
 import os
 import threading
 import time
@@ -47,7 +46,7 @@ class Savable(Protocol):
         """All that the slot holds."""
         ...
 
-    def load(self, slot: int, data: mmap.mmap) -> bool:
+    def load(self, slot: int, data: memoryview) -> bool:
         """The slot holds what save() gave; False: it could not be had, and the slot is empty."""
         ...
 
@@ -100,8 +99,20 @@ class Snapshots:
             log.warning("%s can't be used (%s): chats will be read anew after a restart", folder, error.strerror)
 
     def _start(self, job: Callable[..., None], *arguments: Any) -> None:
-        self._job = threading.Thread(target=job, args=arguments, name="snapshots", daemon=True)
-        self._job.start()
+        """Raises RuntimeError when the system has no thread left."""
+        thread = threading.Thread(target=job, args=arguments, name="snapshots", daemon=True)
+        thread.start()
+        self._job = thread
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """How many there are, and their bytes; for any thread."""
+        return self._archive.size if self._archive else (0, 0)
+
+    @property
+    def quota(self) -> int:
+        """Bytes that they may take; 0: none are kept."""
+        return self._n_bytes if self._folder else 0
 
     # --- reading ----------------------------------------------------------------------------------------------
 
@@ -125,9 +136,10 @@ class Snapshots:
         """
         wanted = np.asarray(tokens, dtype=np.int32)
         if self._archive and slots.is_missed(wanted):
-            threading.Thread(target=self._fetch, args=(self._archive, wanted, then), name="fetch", daemon=True).start()
-        else:
-            then()
+            thread = threading.Thread(target=self._fetch, args=(self._archive, wanted, then), name="fetch", daemon=True)
+            with contextlib.suppress(RuntimeError):  # the system has none left: the disk is read when it is claimed
+                return thread.start()
+        then()
 
     def _fetch(self, archive: Archive, wanted: Ids, then: Callable[[], None]) -> None:
         snapshot, _ = archive.match(wanted)
@@ -147,6 +159,11 @@ class Snapshots:
                 yield POLL_S
         yield None
 
+    def save_all(self, slots: SlotTable) -> Iterator[float]:
+        """The same before the slots are given up: all that is idle is saved when it ends."""
+        while self._save_one(slots, may_cut=True):
+            yield POLL_S
+
     def close(self, slots: SlotTable) -> None:
         """Save what is not saved yet, for CLOSE_S at most."""
         deadline = time.monotonic() + CLOSE_S
@@ -158,16 +175,16 @@ class Snapshots:
         """Start to write the next slot that needs it. False: none does. One at a time, so that one is in memory."""
         if self._job and self._job.is_alive():
             return True
-        if self._hash_unhashed():
-            return True
-        found = slots.next_unsaved(may_cut) if self._archive else None
-        if self._archive is None or found is None:
-            return False
-        slot, ids = found
         try:
+            if self._hash_unhashed():
+                return True
+            found = slots.next_unsaved(may_cut) if self._archive else None
+            if self._archive is None or found is None:
+                return False
+            slot, ids = found
             self._start(self._archive.write, ids, self._memory.save(slot))
         except (MemoryError, OSError, RuntimeError) as error:
-            log.warning("no memory to save a conversation (%s); the next one may find some", error)
+            log.warning("no memory or thread to save a conversation (%s); the next one may find some", error)
         return True
 
 

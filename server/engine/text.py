@@ -33,6 +33,10 @@ class StopMatcher:
             return self._release(end + minus_length)
         return self._release(len(self._held) - self._n_undecided())
 
+    def disarm(self) -> None:
+        """Whatever comes from now on is text."""
+        self._stops = ()
+
     def flush(self) -> str:
         """The text has ended: what was held back is no stop string."""
         return "" if self.stopped else self._release(len(self._held))
@@ -56,14 +60,27 @@ class TextStream:
     def __init__(self, stops: Sequence[str] = ()) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._stops = StopMatcher(stops)
+        self.n_decoded = self.n_shown = 0
+        """Characters that came in, as far as they are whole, and that came out."""
 
     @property
     def stopped(self) -> bool:
         return self._stops.stopped
 
+    def disarm(self) -> None:
+        """No stop string is looked for from now on."""
+        self._stops.disarm()
+
     def push(self, piece: bytes) -> str:
-        return self._stops.push(self._decoder.decode(piece))
+        text = self._decoder.decode(piece)
+        return self._count(text, self._stops.push(text))
 
     def flush(self) -> str:
         """The rest, when generation ends for another reason than a stop string."""
-        return self._stops.push(self._decoder.decode(b"", final=True)) + self._stops.flush()
+        text = self._decoder.decode(b"", final=True)
+        return self._count(text, self._stops.push(text) + self._stops.flush())
+
+    def _count(self, decoded: str, shown: str) -> str:
+        self.n_decoded += len(decoded)
+        self.n_shown += len(shown)
+        return shown

@@ -5,15 +5,18 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import threading
+from functools import cached_property
 
 import llama_cpp
 import numpy as np
+import numpy.typing as npt
 
 from server.errors import ShuttingDown
 
 
 class Vocab:
-    """The one part that other threads may use while the engine computes: it never changes."""
+    """The one part that other threads may use while the engine computes, and while its model is unloaded: what it says
+    never changes."""
 
     def __init__(self, vocab: int) -> None:
         self._vocab: int | None = vocab
@@ -29,6 +32,19 @@ class Vocab:
         names = repr(sorted(self.special.items())).encode()
         self.fingerprint = hashlib.blake2b(self._pieces + self._ends.tobytes() + names, digest_size=16).hexdigest()
         """Ids that are kept mean something only to a vocabulary with the same one; a quantization changes nothing."""
+
+    @cached_property
+    def first_bytes(self) -> npt.NDArray[np.int16]:
+        """Of each token's piece; -1 for one that has none."""
+        return self.bytes_at(np.arange(self.n_tokens), 0)
+
+    def bytes_at(self, ids: npt.NDArray[np.int64], at: int) -> npt.NDArray[np.int16]:
+        """The byte at this place of each of these tokens' pieces; -1 for one that is shorter."""
+        places = self._ends[ids] + at
+        is_there = places < self._ends[ids + 1]
+        found = np.full(len(ids), -1, dtype=np.int16)
+        found[is_there] = np.frombuffer(self._pieces, dtype=np.uint8)[places[is_there]]
+        return found
 
     def _read_pieces(self) -> bytes:
         """All pieces in one string (a list of 151,936 bytes objects would take 8 MB more)."""
@@ -62,6 +78,11 @@ class Vocab:
             n = int(llama_cpp.llama_tokenize(self._vocab, raw, len(raw), ids, len(ids), False, False))
         assert n >= 0, "a token is at least one byte"
         return ids[:n]
+
+    def move(self, vocab: int) -> None:
+        """The same vocabulary lives in another native model from now on: the old one may be freed."""
+        with self._lock:
+            self._vocab = vocab
 
     def close(self) -> None:
         """The model is about to be freed; pieces stay readable."""

@@ -62,7 +62,7 @@ async function send() {
     try {
       return await post("/messages", body, abort.signal);
     } catch (/** @type {any} */ error) {
-      if (error.status !== 503 || abort.signal.aborted) throw error;
+      if (error.status !== 503 || error.code === "store_busy" || abort.signal.aborted) throw error;
       explain(problem, words("starting"));
       await new Promise((resolve) => setTimeout(resolve, AGAIN_MS));
     }

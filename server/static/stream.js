@@ -7,7 +7,7 @@ import { Speaker, say } from "./speech.js";
 import { dress, explain, messages, settle } from "./thread.js";
 
 /** What changes in an answer: server/live.py says how. @typedef {{settled?: string, open?: string, tail?: string, text?: string}} Patch */
-/** @typedef {{queue?: number, read?: number, left_s?: number | null}} Wait */
+/** @typedef {{queue?: number, read?: number, left_s?: number | null, loading?: boolean}} Wait */
 
 const FLUSH_MS = 30; // no animation frame: those stand still in a tab behind another
 const SILENT_MS = 20_000;
@@ -143,13 +143,15 @@ let live = null;
 let lost = 0;
 
 /** @param {HTMLElement} article @param {Wait} wait */
-function showWait(article, { queue = 0, read = 1, left_s: left }) {
-  const parts = queue > 1 ? [text("queue", { n: queue })]
+function showWait(article, { queue = 0, read = 1, left_s: left, loading = false }) {
+  const parts = loading ? [text("waking")]
+    : queue > 1 ? [text("queue", { n: queue })]
     : queue === 1 ? [text("queue_next")]
     : read < 1 ? [text("reading", { share: Math.floor(100 * read) })] : [];
   if (left && left >= 1) parts.push(text("left", { s: Math.round(left) }));
   const how = $(".how", article);
-  const isNews = !how.textContent || queue > 0;
+  // Seconds that go by are seen; spoken is what changes for the listener.
+  const isNews = !how.textContent || ((queue > 0 || loading) && how.textContent.split(" · ")[0] !== parts[0]);
   if (how.textContent === parts.join(" · ")) return;
   how.textContent = parts.join(" · ");
   if (isNews) say(how.textContent);

@@ -76,10 +76,10 @@ export function settle(article, { status, reason, error, dropped, stats }) {
   const used = stats ? stats.n_prompt + stats.n_completion : 0;
   const canForget = said().length - (dropped ?? 0) > 2; // more than the question and this answer
   const limit = used < nContext ? "limit" : canForget ? "full" : "length";
-  const why = error && status === "error" ? words(error.code) || error.message : words(reason === "length" ? limit : status);
+  const why = error && status === "error" ? words(error.code) || error.message : words(reason === "length" ? limit : reason === "time" ? "time" : status);
   article.removeAttribute("aria-busy");
   const isCut = ["stopped", "interrupted"].includes(status);
-  explain($(".note", article), why, isCut || status === "error", isCut || (reason === "length" && limit !== "length"));
+  explain($(".note", article), why, isCut || status === "error", isCut || (["length", "time"].includes(reason) && limit !== "length"));
   if (dropped !== undefined) showMemory(dropped);
   if (stats) {
     showNumbers(article, stats);

@@ -81,4 +81,7 @@ def test_axe_finds_nothing(new_page: NewPage, demo_server: ServerProcess, axe: A
     found["gone"] = violations(page, axe)
     page.goto(demo_server.url + "/offline")
     found["offline"] = violations(page, axe)
+    page.goto(demo_server.url + "/docs")
+    found["docs"] = violations(page, axe)
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), "nothing hangs over the edge"
     assert not {state: rules for state, rules in found.items() if rules}

@@ -62,6 +62,7 @@ def test_the_page_says_that_it_waits_and_what_it_can_do_meanwhile(page: Page, sh
     expect(busy(page)).to_have_count(1)
     shot(page, "waiting")
     page.unroute("**/events?*")
+    page.wait_for_url("**/c/*")  # until then, what is sent stands in the box after a reload
     page.reload()
     expect(busy(page)).to_have_count(0, timeout=SLOW)
     assert written(page) == HUNDRED

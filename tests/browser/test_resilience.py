@@ -12,6 +12,7 @@ import pytest
 from playwright.sync_api import Page, Request, Route, expect
 
 from tests.browser.chat import (
+    COUNT,
     HUNDRED,
     SLOW,
     answers,
@@ -24,12 +25,14 @@ from tests.browser.chat import (
     say,
     say_and_wait,
     states,
+    wait_for_first_words,
     watch,
     written,
 )
 from tests.browser.conftest import NewPage, Shot
 from tests.browser.proxy import Proxy
-from tests.server_process import ServerProcess
+from tests.faults import no_file_may_grow, rows
+from tests.server_process import ServerProcess, slow_motion
 
 
 @pytest.fixture
@@ -226,3 +229,26 @@ def test_a_second_tab_may_not_ask_while_an_answer_is_written(
     expect(answers(second)).to_have_count(3)
     expect(busy(second)).to_have_count(0, timeout=SLOW)
     expect(answers(second)).to_have_text(["1, 2, 3", HUNDRED, "1, 2, 3, 4"])
+
+
+def test_a_disk_without_room_is_said_and_nothing_is_lost_when_there_is_some(new_page: NewPage, tmp_path: Path) -> None:
+    with ServerProcess(["--demo", "--data-dir", str(tmp_path)]) as server:
+        page = new_page(server.url)
+        with slow_motion(server):
+            say(page, COUNT)
+            wait_for_first_words(page)
+            with no_file_may_grow(server):
+                expect(busy(page)).to_have_count(0, timeout=SLOW)
+                expect(note(page)).to_contain_text("make room there")
+                assert written(page) == HUNDRED
+                say(page, "Hello!")
+                expect(page.locator("#problem")).to_contain_text("make room there")
+                expect(box(page)).to_have_value("Hello!")
+        query = "SELECT count(*) FROM messages WHERE status = 'done' AND role = 'assistant'"
+        for _ in range(100):
+            if rows(tmp_path, query) == [(1,)]:
+                break
+            page.wait_for_timeout(100)
+        page.reload()
+        assert written(page) == HUNDRED
+        expect(note(page)).to_have_text("")
