@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,12 @@ from tests.server_process import ServerProcess
 from tests.tiny_model import write_tiny_model
 
 DEMO = Path(__file__).parent.parent / "models" / "demo" / "sparrow-demo-f16.gguf"
+
+
+def pytest_configure() -> None:
+    """Who starts the tests in the background of a script has Ctrl-C ignored, by all programs that they start, too."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

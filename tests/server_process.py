@@ -106,15 +106,21 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def slow_motion(server: ServerProcess, share: float = 0.2) -> Iterator[None]:
-    """The server runs for this share of the time: the demo is as fast as a large model. It may be killed meanwhile."""
+def slow_motion(server: ServerProcess, share: float = 0.1) -> Iterator[None]:
+    """The server runs for this share of the time: the demo is as fast as a large model. It may be killed meanwhile.
+
+    On a busy machine the brake comes late, and stays on for as much longer.
+    """
     ended, pid = threading.Event(), server.pid
 
     def brake() -> None:
         with contextlib.suppress(ProcessLookupError):
+            runs_since = time.monotonic()
             while not ended.wait(0.01):
                 os.kill(pid, signal.SIGSTOP)
-                ended.wait(0.01 / share - 0.01)
+                ran_s = time.monotonic() - runs_since
+                ended.wait(ran_s / share - ran_s)
+                runs_since = time.monotonic()
                 os.kill(pid, signal.SIGCONT)
 
     thread = threading.Thread(target=brake)

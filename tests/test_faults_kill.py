@@ -61,7 +61,7 @@ def test_while_the_model_is_loading(server: ServerProcess) -> None:
 def test_while_a_prompt_is_read(server: ServerProcess, tmp_path: Path) -> None:
     """The question was taken: it is answered when its reader comes back."""
     browser = Browser(server.url)
-    with slow_motion(server):
+    with slow_motion(server, share=0.05):
         asked = browser.ask(LONG)
         with EventSource(browser, asked["answer"]) as reader:
             kill_when(server, lambda: any(0 < wait["read"] < 1 for wait in reader.waits))

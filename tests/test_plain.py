@@ -206,7 +206,7 @@ def test_an_answer_that_the_server_s_end_has_cut_off_goes_on(tmp_path: Path) -> 
     with ServerProcess(["--demo", "--data-dir", str(tmp_path), "--grace-s", "0"]) as server:
         browser = PlainBrowser(server.url)
         form = {**fields(browser.page("/?plain=1"), "messages"), "text": COUNT}
-        with slow_motion(server), browser.open("/plain/messages", form) as reply:
+        with slow_motion(server, share=0.05), browser.open("/plain/messages", form) as reply:
             first = b""
             while b"/plain/stop" not in first:
                 first += reply.read1(1000)
