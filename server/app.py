@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import time
 from collections.abc import AsyncIterator
 
@@ -25,6 +24,7 @@ from server.engine.sampling import SamplingParams
 from server.engine.sequence import Event
 from server.errors import QueueFull, SparrowError, StoreFailed
 from server.observe import Meter
+from server.prompts import before_question
 from server.settings import Settings
 from server.state import AppState
 from server.store import Store
@@ -137,8 +137,11 @@ async def _warm(engine: Engine, chat: Chat) -> None:
     It takes 0.1 s here. Beside the first question it would take a core from it, and be broken off. The threads that
     render prompts are warmed too: what anyio imports for the first of them takes 40 ms.
     """
-    one, other = [await run_in_threadpool(chat.prompt, [ChatMessage("user", text)]) for text in ("a", "b")]
-    common = os.path.commonprefix([one, other])
+
+    async def prompt(question: str) -> list[int]:
+        return await run_in_threadpool(chat.prompt, [ChatMessage("user", question)])
+
+    common = await before_question(prompt)
     if len(common) < MIN_COPY:
         return
     loop, read = asyncio.get_running_loop(), asyncio.Event()

@@ -83,6 +83,7 @@ class Chat:
     def render(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = (), *, opening: bool = True) -> str:
         """The prompt as text, special tokens in messages and tools still broken. Raises InvalidRequest if it refuses.
 
+        opening: it ends where the assistant begins to speak, else before that.
         A template that knows no tools gets them as text, in Qwen's form.
         """
         shielded = self._shield_all([_as_template_wants(message) for message in messages])
@@ -91,9 +92,9 @@ class Chat:
             shielded, shown = tool_text.without_tools(shielded, shown or ()), None
         return self._template.render(messages=shielded, tools=shown, add_generation_prompt=opening)
 
-    def prompt(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = (), *, opening: bool = True) -> list[int]:
-        """Token ids of the prompt, ending where the assistant begins to speak, or, without the opening, before that."""
-        return self.tokenize(self.render(messages, tools, opening=opening))
+    def prompt(self, messages: Sequence[ChatMessage], tools: Sequence[Tool] = ()) -> list[int]:
+        """Token ids of the prompt, ending where the assistant begins to speak."""
+        return self.tokenize(self.render(messages, tools))
 
     def tokenize(self, text: str) -> list[int]:
         """The tokens of a rendered prompt: special ones where the template wrote them, none inside messages."""
@@ -112,8 +113,6 @@ class Chat:
         n_ctx: int,
         n_reserve: int,
         tools: Sequence[Tool] = (),
-        *,
-        opening: bool = True,
     ) -> Fitted:
         """The prompt of `messages` in at most n_ctx - n_reserve tokens: the oldest whole turns go, system prompts stay.
 
@@ -121,12 +120,12 @@ class Chat:
         at the same message for several turns, and what was read of it is not read again at each of them.
         Raises ContextOverflow when not even the last turn fits.
         """
-        tokens = self.prompt(messages, tools, opening=opening)
+        tokens = self.prompt(messages, tools)
         room = n_ctx - n_reserve
         if len(tokens) <= room:
             return Fitted(tokens, 0)
         for kept in self._shorter(messages, max(1, room // 3)):
-            tokens = self.prompt(kept, tools, opening=opening)
+            tokens = self.prompt(kept, tools)
             if len(tokens) <= room:
                 return Fitted(tokens, len(messages) - len(kept))
         raise ContextOverflow(len(tokens), n_ctx)

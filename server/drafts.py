@@ -54,13 +54,16 @@ class Drafts:
             return
         draft = self._drafts[owner] = _Draft()
         try:
-            fitted = await self._prompts.fit(context, question, opening=question is not None)
+            if question is None:
+                tokens = await self._prompts.before_next(context)
+            else:
+                tokens = (await self._prompts.fit(context, question)).tokens
             if self._drafts.get(owner) is draft:  # no newer draft and no question came meanwhile
-                self._submit(owner, draft, fitted.tokens)
+                self._submit(owner, draft, tokens, is_closing=question is None)
         except SparrowError:
             self._forget(owner, draft)
 
-    def _submit(self, owner: str, draft: _Draft, tokens: Sequence[int]) -> None:
+    def _submit(self, owner: str, draft: _Draft, tokens: Sequence[int], *, is_closing: bool) -> None:
         loop = asyncio.get_running_loop()
 
         def sink(_end: Event) -> None:
@@ -69,7 +72,11 @@ class Drafts:
             except RuntimeError:  # the loop is closed: the server has ended
                 pass
 
-        draft.handle = self._engine.submit(tokens, SamplingParams(max_tokens=0), sink, client=client_of_owner(owner))
+        client = client_of_owner(owner)
+        if is_closing:
+            draft.handle = self._engine.read_ahead(tokens, sink, client=client)
+        else:
+            draft.handle = self._engine.submit(tokens, SamplingParams(max_tokens=0), sink, client=client)
 
     def _forget(self, owner: str, draft: _Draft) -> None:
         if self._drafts.get(owner) is draft:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import takewhile
+
 from starlette.concurrency import run_in_threadpool
 
 from server.chat import MAX_RESERVE, Chat, ChatMessage, Fitted
@@ -16,10 +19,8 @@ class Prompts:
         self._chat = chat
         self._n_ctx = n_ctx
 
-    async def fit(
-        self, context: Context, question: str | None = None, *, opening: bool = True, n_said: int = 0
-    ) -> Fitted:
-        """What fits of the messages. opening: the assistant begins to speak; n_said: tokens that it has said already.
+    async def fit(self, context: Context, question: str | None = None, *, n_said: int = 0) -> Fitted:
+        """What fits of the messages. n_said: tokens of the answer that are there already.
 
         Raises ContextOverflow, InvalidRequest.
         """
@@ -27,7 +28,15 @@ class Prompts:
         if question is not None:
             messages.append(ChatMessage("user", question))
         n_reserve = min(MAX_RESERVE, self._n_ctx // 4) + n_said
-        return await run_in_threadpool(self._chat.fit, messages, self._n_ctx, n_reserve, opening=opening)
+        return await run_in_threadpool(self._chat.fit, messages, self._n_ctx, n_reserve)
+
+    async def before_next(self, context: Context) -> list[int]:
+        """What the next question will stand behind. Raises ContextOverflow, InvalidRequest."""
+
+        async def prompt(question: str) -> list[int]:
+            return (await self.fit(context, question)).tokens
+
+        return await before_question(prompt)
 
     async def fit_to_go_on(self, context: Context, n_said: int, *, must: bool) -> Fitted:
         """The prompt of an answer that goes on: the one it began with, or one that forgets more when that leaves no
@@ -41,6 +50,12 @@ class Prompts:
             if must:
                 raise ContextOverflow(len(prompt.tokens) + n_said, self._n_ctx) from None
             return prompt
+
+
+async def before_question(prompt: Callable[[str], Awaitable[Sequence[int]]]) -> list[int]:
+    """What the prompts of all questions begin with: all that comes before two that differ."""
+    both = zip(await prompt("a"), await prompt("b"), strict=False)
+    return [token for token, _ in takewhile(lambda pair: pair[0] == pair[1], both)]
 
 
 def spoken(context: Context) -> list[ChatMessage]:

@@ -7,7 +7,7 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +18,7 @@ from server.api.answering import Running, _frames, error_frame
 from server.api.choice import Choice, Step
 from server.engine.engine import Engine
 from server.engine.request import Handle, Request
+from server.engine.sampling import SamplingParams
 from server.engine.sequence import Event, Finished, TextDelta, Usage
 from server.errors import EngineFailed, SparrowError
 from tests.server_process import ServerProcess
@@ -117,7 +118,8 @@ def test_an_idle_engine_knows_who_is_on_the_way(
     accept = api_engine._accept
 
     def noting(requests: Sequence[Request]) -> list[Handle]:
-        expected.append(api_engine._inbox._n_expected)
+        if not requests[0].sequence.is_draft:
+            expected.append(api_engine._inbox._n_expected)
         return accept(requests)
 
     monkeypatch.setattr(api_engine, "_accept", noting)
@@ -127,6 +129,74 @@ def test_an_idle_engine_knows_who_is_on_the_way(
     too_long |= {"messages": [{"role": "user", "content": "word " * 5000}]} if "messages" in body else {}
     assert api.post(path, json=too_long).status_code == 400
     assert expected == [1] and api_engine._inbox._n_expected == 0
+
+
+HELLO = [{"role": "user", "content": "Hello, you there."}]
+
+
+def chat(api: TestClient, messages: list[dict[str, str]], **more: Any) -> tuple[str, int]:
+    """The answer's text, and how many of the prompt's tokens had to be read."""
+    body = {"messages": messages, "max_tokens": 8, "ignore_eos": True, **more}
+    reply = api.post("/v1/chat/completions", json=body)
+    chunks = [json.loads(line[6:]) for line in reply.text.splitlines() if line.startswith("data: {")]
+    replies = chunks or [reply.json()]
+    said = [choice.get("delta") or choice.get("message") or {} for each in replies for choice in each["choices"][:1]]
+    usage = replies[-1]["usage"]
+    n_read = usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"]
+    return "".join(each.get("content") or "" for each in said), n_read
+
+
+def respond(api: TestClient, messages: list[dict[str, str]], **more: Any) -> tuple[str, int]:
+    """The same by the other route."""
+    reply = api.post("/v1/responses", json={"input": messages, "max_output_tokens": 8, **more}).json()
+    usage = reply["usage"]
+    n_read = usage["input_tokens"] - usage["input_tokens_details"]["cached_tokens"]
+    return reply["output"][0]["content"][0]["text"], n_read
+
+
+STREAMED = {"stream": True, "stream_options": {"include_usage": True}}
+
+
+@pytest.mark.parametrize(
+    ("ask", "more"), [(chat, {}), (chat, STREAMED), (chat, {"truncation": "auto"}), (respond, {"seed": 4})]
+)
+def test_of_the_next_turn_only_the_question_is_read(
+    api: TestClient, api_engine: Engine, ask: Callable[..., tuple[str, int]], more: dict[str, Any]
+) -> None:
+    """A random model's tokens are not those in which its text is written, so most of the answer is read again."""
+
+    def is_idle() -> bool:
+        return not api_engine._forecast.coming and not api_engine._requests
+
+    wait_for(is_idle)
+    answer, _ = ask(api, HELLO, **more)
+    wait_for(is_idle)
+    messages = [*HELLO, {"role": "assistant", "content": answer}, {"role": "user", "content": "And you?"}]
+    _, n_read = ask(api, messages, **more)
+    left = api.app_state["chat"].tokenize("And you?<|im_end|>\n<|im_start|>assistant\n")
+    assert answer and n_read == len(left)
+
+
+@pytest.mark.parametrize("more", [{"n": 2}, {"max_tokens": 0}])
+def test_nobody_knows_what_several_answers_or_none_lead_to(
+    api: TestClient, api_engine: Engine, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(api_engine, "read_ahead", lambda *_, **__: pytest.fail("it was read on"))
+    chat(api, HELLO, **more)
+
+
+def test_while_others_wait_nothing_is_read_ahead(api: TestClient, api_engine: Engine) -> None:
+    running = api_engine.submit([5, 6, 7], SamplingParams(ignore_eos=True), lambda _: None)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(api_engine, "read_ahead", lambda *_, **__: pytest.fail("it was read on"))
+            chat(api, HELLO)
+        ends = list[Event]()
+        api_engine.read_ahead([*range(40)], ends.append)  # they came just now
+        wait_for(lambda: ends)
+    finally:
+        running.cancel()
+    assert isinstance(ends[0], Finished) and ends[0].reason == "cancelled"
 
 
 def wait_for(holds: Any) -> None:

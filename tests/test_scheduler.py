@@ -243,6 +243,43 @@ def test_a_draft_runs_only_while_nothing_else_does() -> None:
     assert draft.n_completion == 0
 
 
+def test_how_an_answer_closes_is_read_at_once_or_not_at_all() -> None:
+    """Later the conversation may have gone on in that slot, and would be cut off there."""
+    scheduler, memory = make(2)
+    closing = Sequence(range(40), N_CTX, is_closing=True)
+    scheduler.add(closing)
+    step(scheduler, memory)
+    assert closing.n_past == 8 and not scheduler.lapsed
+    question = Sequence([*range(6), 99], N_CTX)
+    scheduler.add(question)
+    assert step(scheduler, memory) == 1 and scheduler.lapsed == [closing]
+    scheduler.remove(closing)
+    late = Sequence(range(30), N_CTX, is_closing=True)
+    scheduler.add(late)
+    assert scheduler.lapsed == [late]
+    scheduler.remove(question)
+    scheduler.add(Sequence(range(50, 60), N_CTX, is_draft=True))
+    step(scheduler, memory)
+    other = Sequence(range(20), N_CTX, is_closing=True)
+    scheduler.add(other)
+    assert not scheduler.lapsed, "nobody waits for an answer"
+
+
+def test_what_an_answer_closes_with_is_no_draft_of_a_person() -> None:
+    scheduler, memory = make(1)
+    chat = Sequence(range(9), N_CTX)
+    scheduler.add(chat)
+    finish(scheduler, memory, chat)
+    for n, is_closing in ((20, True), (30, False)):
+        behind = Sequence(range(n), N_CTX, is_draft=True, is_closing=is_closing)
+        scheduler.add(behind)
+        while behind.n_pending:
+            step(scheduler, memory)
+        scheduler.remove(behind)
+        (slot,) = scheduler.slots.infos()
+        assert slot.n_tokens == n and slot.is_draft is not is_closing
+
+
 def test_nobody_stands_in_line_behind_a_draft() -> None:
     scheduler, memory = make(1)
     scheduler.add(Sequence(range(40), N_CTX, is_draft=True))

@@ -402,7 +402,6 @@ def test_the_next_turn_after_a_restart_finds_the_whole_history(tiny_path: Path, 
     body = {"messages": messages, "max_tokens": 20, "temperature": 0, "ignore_eos": True}
     with ServerProcess(flags) as server:
         reply = server.json("/v1/chat/completions", body)
-        n_before = reply["usage"]["total_tokens"]
         server.stop()
         assert len(list((tmp_path / "kv").glob("*.kv"))) == 1
         server.start()
@@ -411,4 +410,4 @@ def test_the_next_turn_after_a_restart_finds_the_whole_history(tiny_path: Path, 
         usage = server.json("/v1/chat/completions", body)["usage"]
         assert "Traceback" not in server.output
     n_prompt = reply["usage"]["prompt_tokens"]
-    assert n_prompt - 1 <= usage["prompt_tokens_details"]["cached_tokens"] <= n_before
+    assert n_prompt - 1 <= usage["prompt_tokens_details"]["cached_tokens"] < usage["prompt_tokens"]

@@ -29,6 +29,7 @@ LAYERS = [
         "server.api.openapi",
         "server.api.responses",
     ],
+    ["server.api.ahead"],
     ["server.api.answering", "server.api.request", "server.api.response_request"],
     ["server.api.choice", "server.api.messages", "server.api.tools"],
     ["server.api.parameters", "server.api.prompts", "server.api.shapes", "server.api.tool_splitter"],

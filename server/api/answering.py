@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
+from starlette.background import BackgroundTask
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -160,26 +161,39 @@ def reply_headers(request: Request[AppState], running: Running[Any], report: Rep
 
 
 async def respond(
-    request: Request[AppState], running: Running[Event], reply: Reply, report: Report, stream: bool
+    request: Request[AppState],
+    running: Running[Event],
+    reply: Reply,
+    report: Report,
+    stream: bool,
+    then: BackgroundTask | None = None,
 ) -> Response:
-    """The answers as `reply` writes them. Raises the first error of an answer that is not streamed."""
+    """The answers as `reply` writes them. Raises the first error of an answer that is not streamed.
+
+    then: run when all has gone out."""
     headers = reply_headers(request, running, report)
     if stream:
-        return OwningResponse(_frames(running, reply), running, headers)
+        return OwningResponse(_frames(running, reply), running, headers, then)
     try:
         is_complete = await complete_or_gone(request, _collect(running, reply))
     finally:
         running.cancel()
-    return JSONResponse(reply.whole(), headers=headers) if is_complete else Response(status_code=499)
+    if not is_complete:
+        return Response(status_code=499)
+    return JSONResponse(reply.whole(), headers=headers, background=then)
 
 
 class OwningResponse(SSEResponse):
     """Cancels its answers however the response ends; after their own end that does nothing."""
 
     def __init__(
-        self, body: AsyncIterator[bytes], running: Running[Event], headers: dict[str, str] | None = None
+        self,
+        body: AsyncIterator[bytes],
+        running: Running[Event],
+        headers: dict[str, str] | None = None,
+        then: BackgroundTask | None = None,
     ) -> None:
-        super().__init__(body, headers=headers)
+        super().__init__(body, headers=headers, background=then)
         self._running = running
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

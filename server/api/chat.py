@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from server.api.ahead import ahead
 from server.api.answering import DONE, Prompt, error_frame, fitted, respond, submit
 from server.api.choice import Choice, Step, logprobs_json, timings_json, usage_json
 from server.api.parameters import check_model, choices
@@ -35,7 +36,7 @@ async def chat_completions(request: Request[AppState]) -> Response:
         prompt = await fitted(request, asked.messages, asked.form.tools, asked.params, truncates=asked.truncates)
         running = await submit(request, [Prompt(prompt.tokens, choices(asked.params, asked.n))])
     reply = _Completion(engine.model.name, asked, prompt.n_dropped, report)
-    return await respond(request, running, reply, report, asked.stream)
+    return await respond(request, running, reply, report, asked.stream, ahead(request, asked, reply.choices))
 
 
 class _Completion:

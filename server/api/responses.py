@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
+from server.api.ahead import ahead
 from server.api.answering import Prompt, fitted, respond, submit
 from server.api.choice import Choice, Step, logprobs_json, timings_json
 from server.api.errors import error_json
@@ -38,7 +39,7 @@ async def responses(request: Request[AppState]) -> Response:
         prompt = await fitted(request, asked.messages, asked.form.tools, asked.params, truncates=asked.truncates)
         running = await submit(request, [Prompt(prompt.tokens, [asked.params])], "input")
     reply = _Reply(engine.model.name, asked, report, prompt.n_dropped)
-    return await respond(request, running, reply, report, asked.stream)
+    return await respond(request, running, reply, report, asked.stream, ahead(request, asked, reply.choices))
 
 
 class _Items:

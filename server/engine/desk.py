@@ -68,6 +68,16 @@ class Desk(ABC):
             request.sequence.after = requests[0].sequence
         return self._accept(requests)
 
+    def read_ahead(self, tokens: Sequence[int], sink: Sink, *, client: str = "") -> Handle:
+        """Read how an answer that has just ended closes and the next question opens, at once or not at all.
+
+        sink gets Finished. Raises ContextOverflow, QueueFull or ShuttingDown, and then it is never called.
+        """
+        if len(tokens) >= self._n_ctx:
+            raise ContextOverflow(len(tokens), self._n_ctx)
+        sequence = TokenSequence(tokens, len(tokens) + 1, is_closing=True, client=client)
+        return self._accept([Request(sequence, SamplingParams(), sink, limit_s=self._answer_s)])[0]
+
     def embed(self, tokens: Sequence[int], sink: EmbeddingSink, *, client: str = "") -> Handle:
         """What the model makes of these tokens, at most as many as a conversation may hold, as one vector.
 

@@ -266,6 +266,8 @@ class Engine(Desk):
         self._finish(request, reason)
 
     def _end_late(self) -> None:
+        for sequence in self.scheduler.lapsed:
+            self._finish(self._by_sequence[id(sequence)], "cancelled")
         for sequence in [*self.scheduler.running, *self.scheduler.drafts]:
             if self._by_sequence[id(sequence)].is_late:
                 self._break_off(self._by_sequence[id(sequence)], "time")

@@ -117,6 +117,12 @@ class Scheduler:
         """Sequences whose readers wait for the next token: while there are any, a step should be short."""
         return sum(sequence.is_decoding for sequence in self.running)
 
+    @property
+    def lapsed(self) -> list[Sequence]:
+        """Drafts to be given up: once somebody has come, their slot may soon hold more than they would add to it."""
+        has_come = self.waiting or any(not sequence.is_draft for sequence in self.running)
+        return [draft for draft in self.drafts if draft.is_closing] if has_come else []
+
     def place(self, sequence: Sequence) -> int:
         """In the queue for a slot: 1 is next, 0 waits for none. For any thread: a step may be going on."""
         waiting = self._in_turn(list(self.waiting))
@@ -249,7 +255,7 @@ class Scheduler:
         slot = self._leave(sequence)
         if sequence.is_embedding:
             return self.slots.fail(slot)
-        self.slots.release(slot, sequence.is_draft)
+        self.slots.release(slot, sequence.is_draft and not sequence.is_closing)
 
     def fail(self, sequence: Sequence) -> None:
         """llama.cpp could not compute it: what its slot holds is unknown, so it is cleared."""

@@ -35,15 +35,19 @@ class Sequence:
         n_max: int,
         *,
         is_draft: bool = False,
+        is_closing: bool = False,
         is_embedding: bool = False,
         client: str = "",
     ) -> None:
         """prompt: at least one token id. n_max: most tokens that the sequence may come to hold, prompt included.
 
         is_draft: only to be read, so that it is in a slot when it is asked for; nobody waits for it.
+        is_closing: a draft of how an answer that was given closes and the next question opens: read at once or not at
+        all, and no secret.
         is_embedding: only to be read, and what the model makes of each token is wanted. client: whose it is.
         """
-        self.is_draft = is_draft
+        self.is_draft = is_draft or is_closing
+        self.is_closing = is_closing
         self.is_embedding = is_embedding
         self.client = client
         self.after: Sequence | None = None
