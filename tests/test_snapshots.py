@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -264,10 +264,14 @@ def started(path: Path, folder: Path) -> Engine:
 
 
 def wait_for_files(folder: Path, n: int) -> None:
+    wait_until(lambda: len(list(folder.glob("*.kv"))) == n)
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 10
-    while len(list(folder.glob("*.kv"))) != n and time.monotonic() < deadline:
+    while not holds():
+        assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert len(list(folder.glob("*.kv"))) == n
 
 
 def stamps(folder: Path) -> list[tuple[str, int, int]]:
@@ -330,7 +334,7 @@ def test_a_draft_is_given_up_for_what_was_said_before_it(
     engine = started(tiny_path, tmp_path)
     ask(engine, "d" * 100).wait()
     ask(engine, "d" * 200, replace(GREEDY, max_tokens=0)).wait()
-    wait_for_files(tmp_path, 1)
+    wait_until(lambda: engine.stats().n_snapshots == 1)
     assert engine._snapshots._archive
     snapshot, _ = engine._snapshots._archive.match(np.array(engine.vocab.tokenize("d" * 200), dtype=np.int32))
     assert snapshot and len(snapshot.tokens) == 100, "the question, and nothing of the draft"
