@@ -12,14 +12,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 from weakref import WeakValueDictionary
 
 from server import branches, conversations, places
 from server.chat import Chat
 from server.drafts import Drafts
 from server.engine.engine import Engine
+from server.engine.erasure import Deleted
 from server.engine.sequence import Finished, TextDelta
 from server.errors import Conflict, InvalidRequest, ShuttingDown, SparrowError, StoreFailed
 from server.places import Place
@@ -139,7 +141,11 @@ class Answers:
         """Delete it with all below it. Returns the last message of what is shown then. Raises NotFound, Conflict."""
         found = await self._store.message(owner, message_id)
         with self._claim(found.conversation_id, only_now=True):
-            return await self._store.write(branches.delete, found)
+            deleted = Deleted(*await self._store.read(branches.said_below, found))
+            leaf = await self._store.write(branches.delete, found)
+        self._drafts.cancel(owner)  # it would hold the slot
+        self.look_after(asyncio.to_thread(self._engine.erase, deleted))
+        return leaf
 
     async def delete_conversation(self, owner: str, conversation_id: str) -> None:
         """Delete it so that it can be brought back; what is being written in it stops. Raises NotFound."""
@@ -191,7 +197,11 @@ class Answers:
         self._running[message.id] = answer
         self._drafts.cancel(owner)
         answer.submit(self._engine, prompt, settings.sampling(self._engine.sampling_defaults))
-        keeper = asyncio.create_task(self._keep(answer))
+        self.look_after(self._keep(answer))
+
+    def look_after(self, work: Coroutine[Any, Any, None]) -> None:
+        """It goes on by itself, and close() waits for it."""
+        keeper = asyncio.create_task(work)
         self._keepers.add(keeper)
         keeper.add_done_callback(self._keepers.discard)
 

@@ -19,6 +19,7 @@ from server import api, assets, conversations, metrics, pages
 from server.answers import Answers
 from server.chat import Chat, ChatMessage
 from server.engine.engine import Engine
+from server.engine.erasure import Deleted
 from server.engine.prefix import MIN_COPY
 from server.engine.sampling import SamplingParams
 from server.engine.sequence import Event
@@ -87,7 +88,7 @@ def create_app(settings: Settings, engine: Engine, meter: Meter | None = None) -
         answers = Answers(engine, chat, store, streams)
         engine.start()
         await _warm(engine, chat)
-        purging = asyncio.create_task(_purge(store))
+        purging = asyncio.create_task(_purge(store, engine))
         try:
             yield AppState(
                 settings=settings,
@@ -120,11 +121,17 @@ def create_app(settings: Settings, engine: Engine, meter: Meter | None = None) -
     )
 
 
-async def _purge(store: Store) -> None:
-    """Conversations that were deleted go for good when nobody can bring them back any more."""
+async def _purge(store: Store, engine: Engine) -> None:
+    """Conversations that were deleted go for good when nobody can bring them back any more.
+
+    First what the engine keeps of them: of what the database has forgotten nobody could say any more what it was.
+    """
     while True:
+        now = time.time()
         try:
-            if await store.write(conversations.purge):
+            if deleted := Deleted(await store.read(conversations.doomed, now)):
+                await run_in_threadpool(engine.erase, deleted)
+            if await store.write(conversations.purge, now):
                 await store.forget()
         except StoreFailed as error:
             log.warning("deleted conversations are still there: %s", error.message)

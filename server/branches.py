@@ -13,6 +13,9 @@ from server import rows
 from server.errors import InvalidField, NotFound
 from server.records import Message
 
+MAX_READ = 400_000
+"""Characters: more of one message no context holds."""
+
 _BELOW = (
     "WITH RECURSIVE below(i) AS (SELECT ?1 UNION ALL SELECT id FROM messages JOIN below ON parent_id = i)"
     " SELECT {} FROM below"
@@ -74,6 +77,16 @@ def delete(db: sqlite3.Connection, message: Message) -> int | None:
     leaf = newest_leaf(db, near[0]) if near else message.parent_id
     db.execute("UPDATE conversations SET leaf_id = ? WHERE id = ?", (leaf, message.conversation_id))
     return rows.shown_leaf(db, message.conversation_id)
+
+
+def said_below(db: sqlite3.Connection, message: Message) -> tuple[list[str], list[str]]:
+    """What the message and all below it say, and what all of its conversation say; nothing too long to be read."""
+
+    def said(of: str, key: int | str) -> list[str]:
+        found = db.execute(f"SELECT content FROM messages WHERE {of} AND length(content) <= ?2", (key, MAX_READ))
+        return [text for (text,) in found]
+
+    return said(f"id IN ({_BELOW.format('i')})", message.id), said("conversation_id = ?1", message.conversation_id)
 
 
 def _check_in(db: sqlite3.Connection, conversation_id: str, message_id: int) -> None:

@@ -117,9 +117,21 @@ def restore(db: sqlite3.Connection, owner: str, id: str) -> Conversation:
     return conversation(db, owner, id)
 
 
-def purge(db: sqlite3.Connection) -> bool:
-    """Delete for good what nobody can bring back any more. True: there was something; see `Store.forget`."""
-    now = time()
+def doomed(db: sqlite3.Connection, now: float) -> list[str]:
+    """What the messages say that purge() deletes at this time; none is so long that no model could have read it."""
+    query = (
+        "SELECT content FROM messages JOIN conversations ON conversations.id = conversation_id"
+        " WHERE deleted_at <= ? AND length(content) <= ?"
+    )
+    return [text for (text,) in db.execute(query, (now - UNDO_S, branches.MAX_READ))]
+
+
+def purge(db: sqlite3.Connection, now: float | None = None) -> bool:
+    """Delete for good what nobody can bring back any more. True: there was something; see `Store.forget`.
+
+    now: seconds since 1970, as the clock says if not given.
+    """
+    now = time() if now is None else now
     # A clock that was set back must not keep for a year what was deleted in the future.
     db.execute("UPDATE conversations SET deleted_at = ?1 WHERE deleted_at > ?1", (now,))
     gone = db.execute("SELECT id FROM conversations WHERE deleted_at <= ?", (now - UNDO_S,)).fetchall()

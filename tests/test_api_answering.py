@@ -166,7 +166,8 @@ def test_of_the_next_turn_only_the_question_is_read(
     """A random model's tokens are not those in which its text is written, so most of the answer is read again."""
 
     def is_idle() -> bool:
-        return not api_engine._forecast.coming and not api_engine._requests
+        left = api.app_state["answers"]._keepers, api_engine._forecast.coming, api_engine._requests
+        return not any(left)
 
     wait_for(is_idle)
     answer, _ = ask(api, HELLO, **more)
@@ -177,22 +178,47 @@ def test_of_the_next_turn_only_the_question_is_read(
     assert answer and n_read == len(left)
 
 
-@pytest.mark.parametrize("more", [{"n": 2}, {"max_tokens": 0}])
+@pytest.fixture
+def read_ahead(api: TestClient, api_engine: Engine, monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """How many beginnings of a next turn the engine has been given, once nothing is on its way."""
+    given: list[object] = []
+    monkeypatch.setattr(api_engine, "read_ahead", lambda tokens, *_, **__: given.append(tokens))
+
+    def count() -> int:
+        wait_for(lambda: not api.app_state["answers"]._keepers)
+        return len(given)
+
+    count()
+    given.clear()
+    return count
+
+
+@pytest.mark.parametrize(("more", "n"), [({}, 1), ({"n": 2}, 0), ({"max_tokens": 0}, 0)])
 def test_nobody_knows_what_several_answers_or_none_lead_to(
-    api: TestClient, api_engine: Engine, monkeypatch: pytest.MonkeyPatch, more: dict[str, Any]
+    api: TestClient, api_engine: Engine, read_ahead: Callable[[], int], more: dict[str, Any], n: int
 ) -> None:
-    monkeypatch.setattr(api_engine, "read_ahead", lambda *_, **__: pytest.fail("it was read on"))
+    wait_for(lambda: not api_engine._requests)
     chat(api, HELLO, **more)
+    assert read_ahead() == n
 
 
-def test_while_others_wait_nothing_is_read_ahead(api: TestClient, api_engine: Engine) -> None:
+def test_while_others_wait_nothing_is_read_ahead(
+    api: TestClient, api_engine: Engine, read_ahead: Callable[[], int]
+) -> None:
     running = api_engine.submit([5, 6, 7], SamplingParams(ignore_eos=True), lambda _: None)
     try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(api_engine, "read_ahead", lambda *_, **__: pytest.fail("it was read on"))
-            chat(api, HELLO)
-        ends = list[Event]()
-        api_engine.read_ahead([*range(40)], ends.append)  # they came just now
+        chat(api, HELLO)
+        assert read_ahead() == 0
+    finally:
+        running.cancel()
+
+
+@pytest.mark.usefixtures("api")
+def test_what_was_to_be_read_ahead_gives_way(api_engine: Engine) -> None:
+    running = api_engine.submit([5, 6, 7], SamplingParams(ignore_eos=True), lambda _: None)
+    ends = list[Event]()
+    try:
+        api_engine.read_ahead([*range(40)], ends.append)
         wait_for(lambda: ends)
     finally:
         running.cancel()

@@ -75,6 +75,7 @@ LAYERS = [
     ["server.engine.sampler", "server.engine.weights"],
     ["server.engine.vocab"],
     ["server.engine.scheduler"],
+    ["server.engine.erasure"],
     ["server.engine.prefix", "server.engine.chunks"],
     ["server.engine.constraint", "server.engine.grammar"],
     ["server.engine.pattern", "server.engine.schemas"],
@@ -104,6 +105,7 @@ LAYERS = [
 
 NATIVE = {f"server.engine.{name}" for name in ("llama", "weights", "sampler", "vocab", "quantizer")}
 PURE = [
+    "erasure",
     "sampling",
     "pace",
     "lookup",

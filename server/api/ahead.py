@@ -39,7 +39,12 @@ def ahead(request: Request[AppState], asked: Asked, choices: Sequence[Choice]) -
 
     The slot has the answer's tokens as they were sampled: written out they may be others, and how it closes is new.
     """
-    return BackgroundTask(_read_ahead, request, asked, choices)
+    return BackgroundTask(_begin, request, asked, choices)
+
+
+async def _begin(request: Request[AppState], asked: Asked, choices: Sequence[Choice]) -> None:
+    """The request has ended, for who counts requests, too."""
+    request.state["answers"].look_after(_read_ahead(request, asked, choices))
 
 
 async def _read_ahead(request: Request[AppState], asked: Asked, choices: Sequence[Choice]) -> None:

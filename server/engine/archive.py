@@ -21,7 +21,7 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -121,6 +121,14 @@ class Archive:
         with self._lock:
             self._snapshots.pop(snapshot.path, None)
         _delete(snapshot.path)
+
+    def erase(self, find: Callable[[Ids], int | None]) -> None:
+        """Delete those in whose tokens `find` finds something."""
+        with self._lock:
+            snapshots = [*self._snapshots.values()]
+        for snapshot in snapshots:
+            if find(snapshot.tokens) is not None:
+                self.drop(snapshot)
 
     def write(self, tokens: Ids, data: memoryview) -> None:
         """Keep `data` for these tokens. What it makes superfluous goes, then the least recently used ones over quota.

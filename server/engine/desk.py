@@ -2,34 +2,49 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 
 from server.engine.admission import Admission
+from server.engine.erasure import Deleted
 from server.engine.forecast import Forecast
 from server.engine.inbox import Inbox
 from server.engine.pace import Pace
+from server.engine.prefix import Ids
 from server.engine.request import EmbeddingSink, Handle, Request, Sink, constraint_of
 from server.engine.sampling import SamplingParams
 from server.engine.scheduler import Scheduler
 from server.engine.sequence import Progress
 from server.engine.sequence import Sequence as TokenSequence
+from server.engine.snapshots import Snapshots
 from server.engine.vocab import Vocab
 from server.errors import ContextOverflow, InvalidField
+
+ERASE_S = 10.0
+"""Seconds that erase() waits for the engine, which may be at its end."""
 
 
 class Desk(ABC):
     """The part of the engine that its callers see."""
 
     def __init__(
-        self, vocab: Vocab, n_ctx: int, admission: Admission, scheduler: Scheduler, pace: Pace, answer_s: float
+        self,
+        vocab: Vocab,
+        n_ctx: int,
+        admission: Admission,
+        scheduler: Scheduler,
+        pace: Pace,
+        snapshots: Snapshots,
+        answer_s: float,
     ) -> None:
         """n_ctx: tokens that one conversation may hold. answer_s: seconds that one answer may take; 0: any."""
         self.vocab = vocab
         self._n_ctx, self._answer_s = n_ctx, answer_s
         self._admission, self._inbox = admission, Inbox()
+        self._slots, self._snapshots = scheduler.slots, snapshots
         self._forecast = Forecast(scheduler, admission.n_slots, pace)
 
     @abstractmethod
@@ -90,6 +105,22 @@ class Desk(ABC):
             raise ContextOverflow(len(tokens), self._n_ctx)
         sequence = TokenSequence(tokens, len(tokens) + 1, is_embedding=True, client=client)
         return self._accept([Request(sequence, SamplingParams(), sink, limit_s=self._answer_s)])[0]
+
+    def erase(self, deleted: Deleted) -> None:
+        """Forget what slots and snapshots hold of these messages. It waits for a step: for a thread of its own."""
+
+        def find(tokens: Ids) -> int | None:
+            return deleted.first(tokens, self.vocab)
+
+        done = threading.Event()
+
+        def in_slots() -> None:
+            self._slots.erase(find)
+            done.set()
+
+        self._command(in_slots)
+        done.wait(ERASE_S)
+        self._snapshots.erase(find)
 
     def _prepare(
         self, tokens: Sequence[int], params: SamplingParams, sink: Sink, said: Sequence[int], client: str

@@ -60,9 +60,9 @@ class Engine(Desk):
         self._model = model
         self.scheduler = Scheduler(n_slots, info.n_ctx, context, snapshots, 1 + context.n_guesses, context.needs_states)
         self._pace = Pace(step_s, context.n_batch)
-        super().__init__(model.vocab, info.n_ctx, Admission(n_slots, n_queue), self.scheduler, self._pace, answer_s)
+        admission = Admission(n_slots, n_queue)
+        super().__init__(model.vocab, info.n_ctx, admission, self.scheduler, self._pace, snapshots, answer_s)
         self.rest = rest or Rest(model, context, snapshots)
-        self._snapshots = snapshots
         self._context = context
         self._counters = Counters()
         self._requests: dict[int, Request] = {}
@@ -279,7 +279,8 @@ class Engine(Desk):
         self._forecast.coming.pop(request.id, None)
         request.close()
         usage = request.usage()
-        self._counters.finish(reason, usage, is_draft=request.sequence.is_draft)
+        if not request.sequence.is_closing:
+            self._counters.finish(reason, usage, is_draft=request.sequence.is_draft)
         is_typical = reason in ("stop", "length") and usage.n_completion > 0
         self._admission.leave(request.sequence.client, usage.prompt_s + usage.decode_s if is_typical else None)
         self._emit(request, Finished(reason, usage, error))

@@ -8,6 +8,7 @@ A scan over all slots is enough: 32 slots of 8,192 tokens take 0.28 ms; no tree 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from collections.abc import Sequence as Tokens
 from typing import NamedTuple, Protocol
 
@@ -232,6 +233,17 @@ class SlotTable:
         if idle:
             self._forget(min(idle)[1])
         return bool(idle)
+
+    def erase(self, find: Callable[[Ids], int | None]) -> None:
+        """Forget what idle slots hold from the place on that `find` gives of what was said in them; None: nothing."""
+        for at, slot in enumerate(self._slots):
+            keep = None if slot.busy else find(slot.ids[: slot.n_said])
+            if keep is None:
+                continue
+            if keep and self._memory.truncate(at, keep):
+                slot.n, slot.n_said = keep, min(slot.n_said, keep)
+            else:
+                self._forget(at)
 
     def reset(self) -> None:
         """Forget all that is idle, whatever the books say of it."""

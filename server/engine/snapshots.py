@@ -149,6 +149,18 @@ class Snapshots:
         finally:
             then()
 
+    def erase(self, find: Callable[[Ids], int | None]) -> None:
+        """Delete those in whose tokens `find` finds something. It waits for what is being written: not for the engine.
+
+        Those of a model that nobody knows yet can't be told apart, and are deleted.
+        """
+        if job := self._job:
+            job.join()
+        if self._archive:
+            self._archive.erase(find)
+        elif self._folder:
+            clear(self._folder)
+
     # --- writing ----------------------------------------------------------------------------------------------
 
     def idle(self, slots: SlotTable) -> Iterator[float | None]:
