@@ -247,6 +247,17 @@ def test_a_computation_that_fails_ends_its_answers_and_the_engine_lives(
     assert ask(engine, "x").wait().reason == "length"
 
 
+@pytest.mark.parametrize("max_tokens", [3, 0])
+def test_a_mistake_before_anybody_has_a_slot_ends_those_who_wait(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, max_tokens: int
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.scheduler.slots, "claim", lambda *_, **__: 1 / 0)
+        finished = ask(engine, "x", replace(GREEDY, max_tokens=max_tokens)).wait()
+    assert finished.reason == "error" and isinstance(finished.error, EngineFailed)
+    assert ask(engine, "x").wait().reason == "length"
+
+
 def test_cancel_breaks_a_prompt_off_and_the_next_one_goes_on_from_there(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -135,7 +135,8 @@ class Engine(Desk):
         except Exception as error:
             log.exception("a step failed; its answers end with an error")
             ours = EngineFailed("Something went wrong inside the server: try again.")
-            for sequence in list(self.scheduler.running):
+            running = list(self.scheduler.running)
+            for sequence in running or [request.sequence for request in self._requests.values()]:
                 self._fail(sequence, error if isinstance(error, SparrowError) else ours)
 
     def step(self) -> None:
@@ -255,8 +256,7 @@ class Engine(Desk):
         self._interrupt()
 
     def _cancel(self, request_id: int) -> None:
-        request = self._requests.get(request_id)
-        if request is not None:
+        if request := self._requests.get(request_id):
             self._break_off(request, "cancelled")
 
     def _break_off(self, request: Request, reason: FinishReason) -> None:

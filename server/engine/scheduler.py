@@ -149,8 +149,8 @@ class Scheduler:
         if self.waiting:
             self._park_drafts()
         while self.slots.n_free and (chosen := self._next_waiting()) is not None:
-            self.waiting.remove(chosen)
             self._admit(chosen)
+            self.waiting.remove(chosen)  # only now: a mistake in between must not lose it
         if self.drafts and not self.running:
             self._admit(self.drafts.pop(0))
         decoding = [sequence for sequence in self.running if sequence.is_decoding]
@@ -258,8 +258,9 @@ class Scheduler:
         self.slots.release(slot, sequence.is_draft and not sequence.is_closing)
 
     def fail(self, sequence: Sequence) -> None:
-        """llama.cpp could not compute it: what its slot holds is unknown, so it is cleared."""
-        self.slots.fail(self._leave(sequence))
+        """llama.cpp could not compute it: what its slot holds, if it has one, is unknown, so it is cleared."""
+        if sequence in self.running:
+            self.slots.fail(self._leave(sequence))
 
     def make_room(self) -> bool:
         """The KV cache had no room: evict an idle prefix, else preempt the youngest. False: only one runs, too long."""
