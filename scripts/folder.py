@@ -20,7 +20,7 @@ def alone(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        raise UsageError(f"{folder} can't be used as the models' folder: {error.strerror}.") from None
+        raise UsageError(f"{folder} can't be used as a folder for models: {error.strerror}.") from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
