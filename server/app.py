@@ -21,7 +21,6 @@ from server.chat import Chat, ChatMessage
 from server.engine.engine import Engine
 from server.engine.erasure import Deleted
 from server.engine.prefix import MIN_COPY
-from server.engine.sampling import SamplingParams
 from server.engine.sequence import Event
 from server.errors import QueueFull, SparrowError, StoreFailed
 from server.observe import Meter
@@ -156,5 +155,5 @@ async def _warm(engine: Engine, chat: Chat) -> None:
     def sink(_end: Event) -> None:
         loop.call_soon_threadsafe(read.set)
 
-    engine.submit(common, SamplingParams(max_tokens=0), sink)
+    engine.read_ahead(common, sink)
     await read.wait()

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from server.engine.engine import Engine
 from server.engine.request import Handle
-from server.engine.sampling import SamplingParams
 from server.engine.sequence import Event
 from server.errors import SparrowError
 from server.owners import client_of_owner
@@ -73,10 +72,7 @@ class Drafts:
                 pass
 
         client = client_of_owner(owner)
-        if is_closing:
-            draft.handle = self._engine.read_ahead(tokens, sink, client=client)
-        else:
-            draft.handle = self._engine.submit(tokens, SamplingParams(max_tokens=0), sink, client=client)
+        draft.handle = self._engine.read_ahead(tokens, sink, client=client, is_closing=is_closing)
 
     def _forget(self, owner: str, draft: _Draft) -> None:
         if self._drafts.get(owner) is draft:

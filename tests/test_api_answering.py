@@ -218,7 +218,7 @@ def test_what_was_to_be_read_ahead_gives_way(api_engine: Engine) -> None:
     running = api_engine.submit([5, 6, 7], SamplingParams(ignore_eos=True), lambda _: None)
     ends = list[Event]()
     try:
-        api_engine.read_ahead([*range(40)], ends.append)
+        api_engine.read_ahead([*range(40)], ends.append, is_closing=True)
         wait_for(lambda: ends)
     finally:
         running.cancel()

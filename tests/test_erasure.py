@@ -158,6 +158,19 @@ def test_a_deleted_conversation_leaves_slots_and_disk_when_it_can_not_be_brought
     assert keeps(client, "Nothing to hide") == (True, True)
 
 
+def test_a_mistake_of_ours_keeps_nothing_in_the_database(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = answered(client, f"My secret: {LONG}")
+    monkeypatch.setattr(client.app_state["engine"]._snapshots, "erase", lambda _: 1 / 0)
+    monkeypatch.setattr(client.app_state["engine"]._slots, "erase", lambda _: 1 / 0)
+    client.post(f"/conversations/{mine['conversation']['id']}/delete", json={})
+    monkeypatch.setattr(conversations, "UNDO_S", 0.0)
+    store, portal = client.app_state["store"], client.portal
+    assert portal is not None
+    wait_until(
+        lambda: portal.call(store.read, lambda db: db.execute("SELECT count(*) FROM messages").fetchone()) == (0,)
+    )
+
+
 def test_a_deleted_message_leaves_at_once_and_what_stood_before_it_is_not_read_again(client: TestClient) -> None:
     asked = answered(client, f"My name is Ana. {LONG[:60]}")
     conversation = asked["conversation"]["id"]

@@ -246,7 +246,7 @@ def test_a_draft_runs_only_while_nothing_else_does() -> None:
 def test_how_an_answer_closes_is_read_at_once_or_not_at_all() -> None:
     """Later the conversation may have gone on in that slot, and would be cut off there."""
     scheduler, memory = make(2)
-    closing = Sequence(range(40), N_CTX, is_closing=True)
+    closing = Sequence(range(40), N_CTX, is_draft=True, is_closing=True)
     scheduler.add(closing)
     step(scheduler, memory)
     assert closing.n_past == 8 and not scheduler.lapsed
@@ -254,13 +254,13 @@ def test_how_an_answer_closes_is_read_at_once_or_not_at_all() -> None:
     scheduler.add(question)
     assert step(scheduler, memory) == 1 and scheduler.lapsed == [closing]
     scheduler.remove(closing)
-    late = Sequence(range(30), N_CTX, is_closing=True)
+    late = Sequence(range(30), N_CTX, is_draft=True, is_closing=True)
     scheduler.add(late)
     assert scheduler.lapsed == [late]
     scheduler.remove(question)
     scheduler.add(Sequence(range(50, 60), N_CTX, is_draft=True))
     step(scheduler, memory)
-    other = Sequence(range(20), N_CTX, is_closing=True)
+    other = Sequence(range(20), N_CTX, is_draft=True, is_closing=True)
     scheduler.add(other)
     assert not scheduler.lapsed, "nobody waits for an answer"
 

@@ -414,4 +414,5 @@ def test_the_next_turn_after_a_restart_finds_the_whole_history(tiny_path: Path, 
         usage = server.json("/v1/chat/completions", body)["usage"]
         assert "Traceback" not in server.output
     n_prompt = reply["usage"]["prompt_tokens"]
-    assert n_prompt - 1 <= usage["prompt_tokens_details"]["cached_tokens"] < usage["prompt_tokens"]
+    n_question = len("And more?") + len("assistant\n")  # a letter is a token; how the answer closes may be kept, too
+    assert n_prompt - 1 <= usage["prompt_tokens_details"]["cached_tokens"] < usage["prompt_tokens"] - n_question

@@ -48,12 +48,11 @@ async def _begin(request: Request[AppState], asked: Asked, choices: Sequence[Cho
 
 
 async def _read_ahead(request: Request[AppState], asked: Asked, choices: Sequence[Choice]) -> None:
-    engine, text = request.state["engine"], choices[0].text
+    engine, choice = request.state["engine"], choices[0]
     stats = engine.stats()
-    is_busy = stats.n_running or stats.n_waiting
-    if len(choices) > 1 or not _goes_on(choices[0]) or is_busy:
+    if len(choices) > 1 or not _goes_on(choice) or stats.n_running or stats.n_waiting:
         return
-    said = [*asked.messages, ChatMessage("assistant", text)]
+    said = [*asked.messages, ChatMessage("assistant", choice.text)]
 
     async def prompt(question: str) -> list[int]:
         messages = [*said, ChatMessage("user", question)]
@@ -62,7 +61,7 @@ async def _read_ahead(request: Request[AppState], asked: Asked, choices: Sequenc
 
     with suppress(SparrowError):  # too long, or a full queue: nobody waits for it
         if tokens := await before_question(prompt):
-            engine.read_ahead(tokens, _ignore, client=client_of(request))
+            engine.read_ahead(tokens, _ignore, client=client_of(request), is_closing=True)
 
 
 def _goes_on(choice: Choice) -> bool:

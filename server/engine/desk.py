@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ from server.engine.sequence import Sequence as TokenSequence
 from server.engine.snapshots import Snapshots
 from server.engine.vocab import Vocab
 from server.errors import ContextOverflow, InvalidField
+
+log = logging.getLogger("sparrow.engine")
 
 ERASE_S = 10.0
 """Seconds that erase() waits for the engine, which may be at its end."""
@@ -83,14 +86,15 @@ class Desk(ABC):
             request.sequence.after = requests[0].sequence
         return self._accept(requests)
 
-    def read_ahead(self, tokens: Sequence[int], sink: Sink, *, client: str = "") -> Handle:
-        """Read how an answer that has just ended closes and the next question opens, at once or not at all.
+    def read_ahead(self, tokens: Sequence[int], sink: Sink, *, client: str = "", is_closing: bool = False) -> Handle:
+        """Have tokens in a slot for whoever asks for them later; they are read while nothing else is to be done.
 
-        sink gets Finished. Raises ContextOverflow, QueueFull or ShuttingDown, and then it is never called.
+        is_closing: see Sequence. sink gets Finished. Raises ContextOverflow, QueueFull or ShuttingDown, and then it is
+        never called.
         """
         if len(tokens) >= self._n_ctx:
             raise ContextOverflow(len(tokens), self._n_ctx)
-        sequence = TokenSequence(tokens, len(tokens) + 1, is_closing=True, client=client)
+        sequence = TokenSequence(tokens, len(tokens) + 1, is_draft=True, is_closing=is_closing, client=client)
         return self._accept([Request(sequence, SamplingParams(), sink, limit_s=self._answer_s)])[0]
 
     def embed(self, tokens: Sequence[int], sink: EmbeddingSink, *, client: str = "") -> Handle:
@@ -115,12 +119,17 @@ class Desk(ABC):
         done = threading.Event()
 
         def in_slots() -> None:
-            self._slots.erase(find)
-            done.set()
+            try:
+                self._slots.erase(find)
+            finally:
+                done.set()
 
         self._command(in_slots)
         done.wait(ERASE_S)
-        self._snapshots.erase(find)
+        try:
+            self._snapshots.erase(find)
+        except Exception:  # it must not be kept in the database, too
+            log.exception("what is kept on disk could not be looked through")
 
     def _prepare(
         self, tokens: Sequence[int], params: SamplingParams, sink: Sink, said: Sequence[int], client: str

@@ -46,7 +46,8 @@ class Sequence:
         all, and no secret.
         is_embedding: only to be read, and what the model makes of each token is wanted. client: whose it is.
         """
-        self.is_draft = is_draft or is_closing
+        assert is_draft or not is_closing
+        self.is_draft = is_draft
         self.is_closing = is_closing
         self.is_embedding = is_embedding
         self.client = client
