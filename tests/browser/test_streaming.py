@@ -87,11 +87,14 @@ def test_a_table_and_code_are_seen_as_such_while_they_are_written(
             if (/\\| ---|```/.test(open)) window.seen.add("marks");
         }).observe(document.querySelector("#messages"), {childList: true, subtree: true, characterData: true});
     }""")
-    with slow_motion(demo_server):
-        for question in ("Show me a table of birds.", "Show me code."):
-            say(page, question)
-            expect(answers(page).last).not_to_be_empty()
-            expect(busy(page)).to_have_count(0, timeout=SLOW)
+    for _ in range(3):  # all rows of a table may come between two looks of a fast machine
+        with slow_motion(demo_server):
+            for question in ("Show me a table of birds.", "Show me code."):
+                say(page, question)
+                expect(answers(page).last).not_to_be_empty()
+                expect(busy(page)).to_have_count(0, timeout=SLOW)
+        if {"row", "tail"} <= set(page.evaluate("() => [...window.seen]")):
+            break
     assert set(page.evaluate("() => [...window.seen]")) >= {"row", "tail"}
     assert "marks" not in page.evaluate("() => [...window.seen]"), (
         "nobody sees a fence or the line under a table's head"
